@@ -1,0 +1,1 @@
+"""Flax Linen modules: configs in, pure functions of (params, inputs) out."""

@@ -1,0 +1,164 @@
+"""Multi-head attention: grouped heads, masks, biases, rotation and an explicit cache."""
+
+import dataclasses
+from typing import Any
+
+import flax.linen as nn
+import flax.struct
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from t5x_lite.errors import UserError
+from t5x_lite.nn import layers, masks
+from t5x_lite.nn.positions import rotate
+from t5x_lite.partitioning import constrain
+from t5x_lite.types import KeyArray
+
+
+@flax.struct.dataclass
+class LayerInputs:
+    """What all layers of a stack share in one call."""
+
+    mask: Any = None  # bool [B or 1, T, S]
+    bias: Any = None  # float32 [B or 1, N, T, S]
+    rotation: Any = None  # (sin, cos), each [B or 1, T, H / 2]
+    memory_BSD: Any = None  # what cross-attention reads
+    memory_mask: Any = None  # bool [B, T, S]
+    cache_index: Any = None  # the slot of the first query
+    dropout_keys: Any = None  # one key a row, [B]
+
+
+@dataclasses.dataclass(frozen=True)
+class AttentionConfig:
+    """Scaled dot-product attention (Vaswani et al. 2017, §3.2; grouped: Ainslie et al. 2023)."""
+
+    heads: int
+    head_dim: int
+    kv_heads: int | None = None  # None: as many as heads
+    bias: bool = False
+    out_bias: bool = False
+    scale: float | int | None = None  # None: head_dim^-0.5
+    dropout: float | int = 0.0
+
+    def __post_init__(self):
+        if self.heads % self.keys:
+            best = max(k for k in range(1, self.keys + 1) if self.heads % k == 0)
+            raise UserError(
+                f"heads={self.heads} must be a multiple of kv_heads={self.keys}; "
+                f"try kv_heads={best}."
+            )
+
+    @property
+    def keys(self) -> int:
+        """K, the number of key/value heads."""
+        return self.kv_heads or self.heads
+
+    @property
+    def logit_scale(self) -> float:
+        """What query · key is multiplied by."""
+        return self.head_dim**-0.5 if self.scale is None else self.scale
+
+    def build(self, common: layers.Common, name: str, cross: bool = False) -> nn.Module:
+        """The module that does it; `cross` reads keys and values from the encoder."""
+        return Attention(self, common, cross, name=name)
+
+    def init_cache(self, batch: int, slots: int, dtype: str) -> dict[str, Array]:
+        """Keys and values of one layer, [B, S, K, H], all zero."""
+        shape = (batch, slots, self.keys, self.head_dim)
+        return {"key": jnp.zeros(shape, dtype), "value": jnp.zeros(shape, dtype)}
+
+
+class Attention(nn.Module):
+    """Self-attention over the stack's own inputs, or cross-attention over the encoder's outputs."""
+
+    config: AttentionConfig
+    common: layers.Common
+    cross: bool = False
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: Float[Array, "B T D"], cache: Any, inputs: LayerInputs, keys: KeyArray | None
+    ) -> tuple[Float[Array, "B T D"], Any]:
+        """Returns the attended values, and the layer's cache with this call's keys and values."""
+        c = self.config
+        q_BTNH = self._project("query", c.heads, "heads", x_BTD)
+        if self.cross:
+            cache = self._memory(cache, inputs)
+            k_BSKH, v_BSKH, mask, bias = cache["key"], cache["value"], inputs.memory_mask, None
+        else:
+            q_BTNH = rotate(q_BTNH, inputs.rotation)
+            k_BSKH = rotate(self._project("key", c.keys, "kv_heads", x_BTD), inputs.rotation)
+            v_BSKH = self._project("value", c.keys, "kv_heads", x_BTD)
+            if cache is not None:
+                cache = _write(cache, k_BSKH, v_BSKH, inputs.cache_index)
+                k_BSKH, v_BSKH = cache["key"], cache["value"]
+            mask, bias = inputs.mask, inputs.bias
+        dropout_keys = layers.fold_in(keys, 0)
+        out_BTNH = attend(
+            q_BTNH, k_BSKH, v_BSKH, mask, bias, c.logit_scale, c.dropout, dropout_keys
+        )
+        out_BTNH = constrain(
+            out_BTNH, ("batch", "length", "act_heads", "head_dim"), self.common.sharding
+        )
+        return self._out(out_BTNH, x_BTD.shape[-1]), cache
+
+    def _memory(self, cache, inputs: LayerInputs):
+        """The encoder's keys and values: projected where it has just run, else from the cache."""
+        if inputs.memory_BSD is None:
+            return cache
+        memory, c = inputs.memory_BSD, self.config
+        return {
+            "key": self._project("key", c.keys, "kv_heads", memory),
+            "value": self._project("value", c.keys, "kv_heads", memory),
+        }
+
+    def _project(self, name: str, heads: int, axis: str, x_BTD: Array) -> Array:
+        c = self.config
+        # T5 leaves the logits unscaled and starts with smaller queries instead: whatever the scale,
+        # the logits start with the same variance.
+        gain = 1.0 if name != "query" else c.head_dim**-0.5 / c.logit_scale
+        return layers.Linear(
+            (heads, c.head_dim), ("embed",), (axis, "head_dim"), c.bias, self.common, gain,
+            name=name,
+        )(x_BTD)  # fmt: skip
+
+    def _out(self, x_BTNH: Array, width: int) -> Array:
+        return layers.Linear(
+            (width,), ("heads", "head_dim"), ("embed",), self.config.out_bias, self.common,
+            self.common.residual_gain, name="out",
+        )(x_BTNH)  # fmt: skip
+
+
+def _write(cache: dict[str, Array], k_BTKH: Array, v_BTKH: Array, index: Array) -> dict[str, Array]:
+    """Puts this call's keys and values into slots index, index + 1, …"""
+    return {
+        "key": jax.lax.dynamic_update_slice_in_dim(cache["key"], k_BTKH, index, axis=1),
+        "value": jax.lax.dynamic_update_slice_in_dim(cache["value"], v_BTKH, index, axis=1),
+    }
+
+
+def attend(
+    q_BTNH: Float[Array, "B T N H"],
+    k_BSKH: Float[Array, "B S K H"],
+    v_BSKH: Float[Array, "B S K H"],
+    mask: Bool[Array, "_ T S"] | None,
+    bias: Float[Array, "_ N T S"] | None,
+    scale: float | int,
+    dropout: float | int = 0.0,
+    dropout_keys: KeyArray | None = None,
+) -> Float[Array, "B T N H"]:
+    """softmax(scale · q·kᵀ + bias, where mask) · v; each key head serves N / K query heads.
+
+    Logits and softmax are float32; the products are in the inputs' dtype.
+    """
+    heads, groups = k_BSKH.shape[2], q_BTNH.shape[2] // k_BSKH.shape[2]
+    q_BTKGH = (q_BTNH * scale).reshape(*q_BTNH.shape[:2], heads, groups, q_BTNH.shape[3])
+    logits_BKGTS = jnp.einsum(
+        "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
+    )
+    if bias is not None:
+        logits_BKGTS += bias.reshape(bias.shape[0], heads, groups, *bias.shape[2:])
+    probs_BKGTS = jax.nn.softmax(masks.apply(logits_BKGTS, mask), axis=-1).astype(v_BSKH.dtype)
+    probs_BKGTS = layers.dropout(probs_BKGTS, dropout, dropout_keys)
+    return jnp.einsum("BKGTS,BSKH->BTKGH", probs_BKGTS, v_BSKH).reshape(q_BTNH.shape)

@@ -1,0 +1,115 @@
+"""A model as data: frozen configs, composed of the unions that each part's file offers."""
+
+import dataclasses
+
+from t5x_lite.errors import UserError
+from t5x_lite.nn.attention import AttentionConfig
+from t5x_lite.nn.embedders import Embedder, TokenEmbedder
+from t5x_lite.nn.ffn import MLPConfig
+from t5x_lite.nn.heads import HeadConfig, MaskedLMHead
+from t5x_lite.nn.layers import FanIn, Initializer, NormConfig
+from t5x_lite.nn.positions import LearnedPositions, PositionsConfig
+from t5x_lite.nn.residual import ResidualConfig
+
+DTYPES = ("float32", "bfloat16")
+REMAT = ("none", "minimal", "full")
+
+
+@dataclasses.dataclass(frozen=True)
+class BlockConfig:
+    """One layer: self-attention, then cross-attention where there is one, then the FFN."""
+
+    attention: AttentionConfig
+    ffn: MLPConfig
+    residual: ResidualConfig
+    cross_attention: AttentionConfig | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class StackConfig:
+    """An encoder or a decoder: input, `layers` equal blocks, output."""
+
+    layers: int
+    block: BlockConfig
+    causal: bool
+    positions: PositionsConfig | None = None
+    embedder: Embedder | None = None  # None: the model's, which both stacks share
+    input_norm: NormConfig | None = None
+    input_dropout: float | int = 0.0
+    final_norm: NormConfig | None = None
+    final_dropout: float | int = 0.0
+
+    def __post_init__(self):
+        if self.layers < 1:
+            raise UserError(f"layers={self.layers}: a stack has at least one layer.")
+
+    def check_length(self, length: int) -> None:
+        """Raises `UserError` where learned positions are fewer than `length`."""
+        if isinstance(self.positions, LearnedPositions):
+            known = self.positions.max_length
+            if length > known:
+                raise UserError(f"length={length} exceeds the model's {known} learned positions; "
+                                f"set LENGTH to {known} or less.")  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+    """A transformer of any family: encoder-only, decoder-only, or both."""
+
+    vocab_size: int
+    width: int
+    embedder: TokenEmbedder
+    head: HeadConfig
+    encoder: StackConfig | None = None
+    decoder: StackConfig | None = None
+    init: Initializer = dataclasses.field(default_factory=FanIn)
+    vocab_multiple: int = 128  # the physical vocabulary is rounded up to it: TPU lanes, sharding
+    dtype: str = "float32"  # of the computation; parameters are float32
+    scan: bool = True  # compile one layer and loop, instead of all layers in a row
+    remat: str = "none"  # recomputed in the backward pass: nothing, all but products, everything
+
+    def __post_init__(self):
+        for name in ("vocab_size", "width", "vocab_multiple"):
+            if getattr(self, name) < 1:
+                raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
+        if self.dtype not in DTYPES:
+            raise UserError(f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}.")
+        if self.remat not in REMAT:
+            raise UserError(f"remat={self.remat!r} must be one of {', '.join(REMAT)}.")
+        if self.encoder is None and self.decoder is None:
+            raise UserError("a model needs an encoder, a decoder, or both.")
+        reads = self.decoder is not None and self.decoder.block.cross_attention is not None
+        if reads != (self.kind == "encoder-decoder"):
+            raise UserError("a decoder has cross_attention exactly where there is an encoder.")
+
+    @property
+    def kind(self) -> str:
+        """Which family of transformers this is."""
+        if self.decoder is None:
+            return "encoder-only"
+        return "decoder-only" if self.encoder is None else "encoder-decoder"
+
+    @property
+    def predicts(self) -> str:
+        """What the head predicts: each next token, masked tokens, or none."""
+        if self.decoder is not None:
+            return "next"
+        return "masked" if isinstance(self.head, MaskedLMHead) else "none"
+
+    @property
+    def main(self) -> StackConfig:
+        """The stack whose outputs the head reads."""
+        return self.decoder or self.encoder
+
+    @property
+    def physical_vocab(self) -> int:
+        """Rows of the embedding table: `vocab_size` rounded up to `vocab_multiple`."""
+        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+
+    def check_lengths(self, length: int, target_length: int | None = None) -> None:
+        """Raises `UserError` where a stack can't take sequences this long."""
+        if self.kind == "encoder-decoder":
+            self.encoder.check_length(length)
+            self.decoder.check_length(target_length or length)
+        else:
+            self.main.check_length(length)

@@ -1,0 +1,235 @@
+"""The one transformer: blocks, stacks of them, and the model of any family around them."""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from t5x_lite.nn import layers, masks
+from t5x_lite.nn.attention import LayerInputs
+from t5x_lite.nn.cache import Cache, write_slots
+from t5x_lite.nn.config import BlockConfig, ModelConfig, StackConfig
+from t5x_lite.nn.positions import PositionModule
+from t5x_lite.partitioning import Sharding, constrain
+from t5x_lite.types import Batch, KeyArray, Output
+
+ACTIVATION = ("batch", "length", "act_embed")
+
+
+class Block(nn.Module):
+    """One layer. Each sublayer draws its dropout from keys folded with the layer and its number."""
+
+    config: BlockConfig
+    common: layers.Common
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: Float[Array, "B T D"], cache: Any, layer: Array | int, inputs: LayerInputs
+    ) -> tuple[Float[Array, "B T D"], tuple[Any, dict[str, Array]]]:
+        """Returns the residual stream, and (the layer's cache, its auxiliaries)."""
+        c, aux, caches = self.config, {}, {}
+        keys = layers.fold_in(inputs.dropout_keys, layer)
+
+        def connect(number, name, sublayer):
+            site = layers.fold_in(keys, 2 * number)
+            return c.residual.connect(x_BTD, sublayer, site, self.common, name)
+
+        attention = {"attention": c.attention.build(self.common, "attention")}
+        if c.cross_attention is not None:
+            attention["cross_attention"] = c.cross_attention.build(
+                self.common, "cross_attention", cross=True
+            )
+        for number, (name, module) in enumerate(attention.items()):
+            own = None if cache is None else cache[name]
+            site = layers.fold_in(keys, 2 * number + 1)
+            x_BTD, caches[name] = connect(
+                number, name, lambda y, m=module, o=own, s=site: m(y, o, inputs, s)
+            )
+        number = len(attention)
+        ffn, site = c.ffn.build(self.common, "ffn"), layers.fold_in(keys, 2 * number + 1)
+        x_BTD, aux = connect(number, "ffn", lambda y: ffn(y, site))
+        x_BTD = constrain(x_BTD, ACTIVATION, self.common.sharding)
+        return x_BTD, (None if cache is None else caches, aux)
+
+
+class Stack(nn.Module):
+    """An encoder or a decoder; scanned over stacked parameters, or unrolled."""
+
+    config: StackConfig
+    common: layers.Common
+    scan: bool
+    remat: str
+
+    @nn.compact
+    def __call__(
+        self, x_BTD: Float[Array, "B T D"], cache: Cache | None, batch: Batch, inputs: LayerInputs
+    ) -> tuple[Float[Array, "B T D"], Cache | None, dict[str, Array]]:
+        """Runs all layers over embedded tokens; `batch` gives their segments and positions.
+
+        `inputs` brings what only the caller knows: the encoder's output and the dropout keys.
+        """
+        c, attention = self.config, self.config.block.attention
+        kind = c.positions
+        positions = (
+            PositionModule() if kind is None else
+            kind.build(attention.heads, attention.head_dim, c.causal, self.common, "positions")
+        )  # fmt: skip
+        pos_BT = _positions(batch, x_BTD.shape[1])
+        placed = positions.embed(pos_BT, x_BTD.shape[2])
+        x_BTD = x_BTD if placed is None else x_BTD + placed
+        if c.input_norm is not None:
+            x_BTD = c.input_norm.build(self.common, "input_norm")(x_BTD)
+        keys = inputs.dropout_keys
+        # Layers count from 0; the sites outside them come after the last one.
+        x_BTD = layers.dropout(x_BTD, c.input_dropout, layers.fold_in(keys, c.layers))
+        x_BTD = constrain(x_BTD, ACTIVATION, self.common.sharding)
+        cache, inputs = _look(c.causal, cache, batch, pos_BT, positions, inputs)
+        x_BTD, (caches, aux) = self._layers(x_BTD, cache, inputs)
+        if c.final_norm is not None:
+            x_BTD = c.final_norm.build(self.common, "final_norm")(x_BTD)
+        x_BTD = layers.dropout(x_BTD, c.final_dropout, layers.fold_in(keys, c.layers + 1))
+        if cache is not None:
+            cache = cache.replace(layers=caches, index=cache.index + pos_BT.shape[1])
+        return x_BTD, cache, aux
+
+    def _layers(self, x_BTD, cache, inputs):
+        c, block = self.config, _rematerialised(self.remat, self.scan)
+        caches = None if cache is None else cache.layers
+        if self.scan:
+            scanned = nn.scan(
+                block,
+                variable_axes={"params": 0},
+                split_rngs={"params": True},
+                in_axes=(0, 0, nn.broadcast),
+                out_axes=0,
+                length=c.layers,
+                metadata_params={nn.PARTITION_NAME: "layers"},
+            )
+            numbers = jnp.arange(c.layers)
+            return scanned(c.block, self.common, name="layers")(x_BTD, caches, numbers, inputs)
+        results = []
+        for number in range(c.layers):
+            own = jax.tree.map(lambda leaf, n=number: leaf[n], caches)
+            layer = block(c.block, self.common, name=f"layers_{number}")
+            x_BTD, result = layer(x_BTD, own, number, inputs)
+            results.append(result)
+        return x_BTD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
+
+
+def _rematerialised(policy: str, scan: bool) -> type[nn.Module]:
+    """The block, or one that keeps less for the backward pass and computes it again."""
+    if policy == "none":
+        return Block
+    keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "minimal" else None
+    return nn.remat(Block, prevent_cse=not scan, policy=keep)
+
+
+def _positions(batch: Batch, length: int):
+    """The batch's positions; without any, one row that serves them all."""
+    if "positions" in batch:
+        return batch["positions"]
+    return jnp.arange(length, dtype=jnp.int32)[None]
+
+
+def _look(causal, cache, batch, pos_BT, positions, inputs):
+    """Masks, bias and rotation for all layers: what each query may look at, and from how far."""
+    length = pos_BT.shape[1]
+    seg_q = batch.get("segments")
+    if cache is None:
+        seg_k, pos_k = seg_q, pos_BT
+        # Slots tell distances as well as positions, which are consecutive within a segment, and
+        # one row of them serves the whole batch.
+        slots = jnp.arange(length, dtype=jnp.int32)[None]
+        bias, ordered = positions.bias(slots, slots), (slots, slots)
+        index = None
+    else:
+        seg_q = jnp.ones_like(batch["tokens"]) if seg_q is None else seg_q
+        pos_BT = jnp.broadcast_to(pos_BT, seg_q.shape)
+        cache, index = write_slots(cache, seg_q, pos_BT), cache.index
+        seg_k, pos_k = cache.segments_BS, cache.positions_BS
+        bias, ordered = positions.bias(pos_BT, pos_k), (pos_BT, pos_k)
+    same = None if seg_q is None else masks.same_segment(seg_q, seg_k)
+    inputs = inputs.replace(
+        mask=masks.combine(masks.causal(*ordered) if causal else None, same),
+        bias=bias,
+        rotation=positions.rotate(pos_BT),
+        cache_index=index,
+    )
+    return cache, inputs
+
+
+class Transformer(nn.Module):
+    """The model that a config describes."""
+
+    config: ModelConfig
+    sharding: Sharding | None = None
+
+    @nn.compact
+    def __call__(
+        self, batch: Batch, dropout_keys: KeyArray | None = None, cache: Cache | None = None
+    ) -> Output:
+        """Runs the model.
+
+        Args:
+            batch: see types.Batch. An encoder-decoder's later decoding steps leave out the
+                encoder's part, which the cache holds.
+            dropout_keys: one key a row, [B]; None turns dropout off.
+            cache: None for training and scoring; else from `init_cache` or the previous call.
+
+        Returns:
+            The hidden states of every token with the unembedding, the new cache, auxiliaries.
+        """
+        c, aux = self.config, {}
+        common = self._common(c.main)
+        shared = c.embedder.build(c.physical_vocab, c.width, common, "embedder")
+        inputs = LayerInputs(dropout_keys=layers.fold_in(dropout_keys, 1))
+        if c.kind == "encoder-decoder":
+            inputs, cache, aux = self._encode(shared, batch, dropout_keys, cache, inputs)
+        name = "decoder" if c.decoder is not None else "encoder"
+        hidden_BTD, cache, main_aux = self._stack(name, shared, batch, cache, inputs)
+        head = c.head.build(c.vocab_size, c.physical_vocab, common, "head")
+        output = head(hidden_BTD, shared.table_VD)
+        return output.replace(cache=cache, aux={**aux, **main_aux, **output.aux})
+
+    def _stack(self, name, shared, batch, cache, inputs):
+        stack = getattr(self.config, name)
+        common, embed = self._common(stack), shared
+        if stack.embedder is not None:
+            vocab, width = self.config.physical_vocab, self.config.width
+            embed = stack.embedder.build(vocab, width, common, f"{name}_embedder")
+        run = Stack(stack, common, self.config.scan, self.config.remat, name=name)
+        return run(embed(batch), cache, batch, inputs)
+
+    def _encode(self, shared, batch, dropout_keys, cache, inputs):
+        """Runs the encoder and gives the decoder its output, or what the cache kept of it."""
+        part = {
+            key.removeprefix("encoder_"): value
+            for key, value in batch.items()
+            if key.startswith("encoder_")
+        }
+        aux = {}
+        if part:
+            encoder_inputs = LayerInputs(dropout_keys=layers.fold_in(dropout_keys, 0))
+            memory_BSD, _, aux = self._stack("encoder", shared, part, None, encoder_inputs)
+            segments_BS = part.get("segments")
+            inputs = inputs.replace(memory_BSD=memory_BSD)
+            if cache is not None:
+                if segments_BS is None:
+                    segments_BS = jnp.ones(memory_BSD.shape[:2], jnp.int32)
+                cache = cache.replace(memory_segments_BS=segments_BS)
+        else:
+            segments_BS = cache.memory_segments_BS
+        if segments_BS is not None:
+            segments_BT = batch.get("segments", jnp.ones_like(batch["tokens"]))
+            mask = masks.same_segment(segments_BT, segments_BS)
+            inputs = inputs.replace(memory_mask=mask)
+        return inputs, cache, {f"encoder_{key}": value for key, value in aux.items()}
+
+    def _common(self, stack: StackConfig) -> layers.Common:
+        """The initial gain of what is added to the residual stream depends on the stack's depth."""
+        init, gain = self.config.init, 1.0
+        if isinstance(init, layers.Normal) and init.depth_scaled:
+            gain = (2 * stack.layers) ** -0.5
+        return layers.Common(self.config.dtype, init, gain, self.sharding)

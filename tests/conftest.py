@@ -1,0 +1,23 @@
+"""Every strict mode on: eight devices, no silent promotion, warnings are errors, shapes checked."""
+
+import os
+import pathlib
+
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["XLA_FLAGS"] = (
+    os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
+)
+
+from jaxtyping import install_import_hook
+
+install_import_hook("t5x_lite", "beartype.beartype")
+
+import jax  # noqa: E402
+
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+jax.config.update("jax_numpy_rank_promotion", "raise")
+# Compiling takes most of the tests' time; a second run finds the programs of the first.
+CACHE = os.environ.get("T5X_LITE_TEST_CACHE", pathlib.Path.home() / ".cache" / "t5x_lite" / "tests")
+jax.config.update("jax_compilation_cache_dir", str(CACHE))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
+jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
