@@ -1,0 +1,421 @@
+"""Checkpoints: saved in the background, committed whole, proved bit by bit before they are used.
+
+A checkpoint directory holds one folder per step, written by Orbax beside its place and renamed when
+it is complete (so a killed process leaves at most a `*.orbax-checkpoint-tmp` folder):
+
+    100/state/          the tensors, in Orbax's OCDBT store, each named by its path in the state
+                        joined by "/": `params/decoder/layers/attention/query`
+    100/meta/metadata   JSON: `format`, `step`, the caller's `meta`, and for each tensor its dtype,
+                        its shape and a digest of its bits
+    100/meta/files      JSON: size of every other file, and CRC-32 of the small ones
+    100.bad, 100.superseded   set aside by a later save (see `Checkpointer.save`); never deleted
+
+`FORMAT` is the number of this layout. A reader refuses a newer one; an older one must keep loading.
+"""
+
+import contextlib
+import dataclasses
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from t5x_lite.errors import UserError
+from t5x_lite.tensors import (
+    Tree,
+    UnusableError,
+    difference,
+    digest,
+    first_line,
+    flatten,
+    read,
+    signature,
+    unflatten,
+)
+
+FORMAT = 1
+
+# Files of up to this size get a CRC. Everything that the tensors' digests don't cover is smaller.
+SUMMED_BYTES = 1 << 20
+
+_TEMPORARY = ".orbax-checkpoint-tmp"
+_ASIDE = re.compile(r"\d+\.(bad|superseded)(\.\d+)?")
+# Orbax writes these two last, after the list of files.
+_COMMIT_MARKERS = ("_CHECKPOINT_METADATA", "commit_success.txt")
+
+
+@dataclasses.dataclass(frozen=True)
+class Restored:
+    """What a checkpoint held: its step, the tensors in the tree asked for, the caller's `meta`."""
+
+    step: int
+    tree: dict[str, Any]
+    meta: dict[str, Any]
+
+
+class Checkpointer:
+    """The checkpoints of one run: saves in the background, restores the newest good one.
+
+    Args:
+      directory: a local (or mounted) path; created unless `read_only`.
+      keep_last: how many of the newest checkpoints stay.
+      keep_every: checkpoints at multiples of this step stay for ever; None keeps none of them so.
+      read_only: create, move and write nothing, for evaluation and generation.
+      report: gets one line per unusable checkpoint and per folder set aside; stderr by default.
+
+    Raises:
+      UserError: the path is a file, another kind of directory, or cannot be written.
+    """
+
+    def __init__(
+        self,
+        directory: str | os.PathLike,
+        *,
+        keep_last: int = 3,
+        keep_every: int | None = None,
+        read_only: bool = False,
+        report: Callable[[str], None] | None = None,
+    ):
+        for name, count in (("keep_last", keep_last), ("keep_every", keep_every)):
+            if count is not None and count < 1:
+                raise UserError(f"{name}={count} must be at least 1.")
+        if "://" in os.fspath(directory):
+            raise UserError(f"{directory} must be a local path; mount the bucket and name that.")
+        self.directory = Path(directory).absolute()
+        self._keep_last, self._keep_every, self._read_only = keep_last, keep_every, read_only
+        self._report = report or (lambda line: print(line, file=sys.stderr, flush=True))
+        self._reported: set[str] = set()
+        self._passed_over: set[int] = set()  # newer than the restored step, and unusable
+        self._current: int | None = None  # the step that was restored or saved last
+        self._in_flight: int | None = None
+        self._writer = None  # Orbax's manager, made by the first save
+        _check_directory(self.directory)
+        if not read_only:
+            _check_writable(self.directory)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, kind, error, trace):
+        try:
+            self.close()
+        except UserError as failure:
+            if error is None:
+                raise
+            self._report(str(failure))  # the first error is the one to raise
+
+    def all_steps(self) -> list[int]:
+        """Steps whose files are complete, ascending. Their tensors have not been verified."""
+        return [step for step in self._steps() if self._fault(step) is None]
+
+    def save(self, step: int, tree: Tree, meta: Mapping[str, Any]) -> None:
+        """Starts to save `tree`; what it holds may be donated or changed as soon as this returns.
+
+        Waits for the save before it. The step that was restored or saved last is not saved again.
+        Folders at this step or beyond are in the way after an older step was restored: they are
+        renamed to `<step>.bad` if they were found unusable and `<step>.superseded` if not.
+
+        Args:
+          step: number of updates done.
+          tree: nested dict with str keys of jax arrays (no typed keys, no empty arrays).
+          meta: JSON-able.
+
+        Raises:
+          UserError: this save, or the one before it in the background, could not be written.
+        """
+        if self._read_only:
+            raise ValueError("a read-only Checkpointer cannot save")
+        if step == self._current:
+            return
+        self.wait()
+        leaves = flatten(tree)
+        digests = digest(tree)
+        tensors = {
+            path: {**signature(leaf), "digest": digests[path]} for path, leaf in leaves.items()
+        }
+        record = {"format": FORMAT, "step": step, "meta": dict(meta), "tensors": tensors}
+        json.dumps(record)  # a value that JSON lacks fails here, not in Orbax's thread
+        self._in_flight = step
+        with self._write_errors():
+            self._start(step, leaves, record)
+        self._current = step
+
+    def wait(self) -> None:
+        """Blocks until the save in the background is committed.
+
+        Raises:
+          UserError: it could not be written (a full disk); the checkpoints before it are intact.
+        """
+        if self._in_flight is not None:
+            with self._write_errors():
+                self._writer.wait_until_finished()
+                self._writer.check_for_errors()
+        self._in_flight = None
+
+    def close(self) -> None:
+        """Waits, then lets go of Orbax's threads. Raises what `wait` raises."""
+        self.wait()
+        if self._writer is not None:
+            self._writer.close()
+            self._writer = None
+
+    def restore(
+        self, like: Tree, step: int | None = None, *, partial: bool = False
+    ) -> Restored | None:
+        """The newest good checkpoint, or None where there is none at all.
+
+        A checkpoint that is torn, damaged or of other tensors is reported in one line, left as it
+        is, and the one before it is tried.
+
+        Args:
+          like: nested dict of `ShapeDtypeStruct` with shardings on any mesh.
+          step: this step and no other.
+          partial: accept tensors in the checkpoint that `like` doesn't name, and don't read them.
+
+        Raises:
+          UserError: no checkpoint (or not the one named) is usable, with each one's reason; or one
+            was written in a newer format.
+        """
+        self.wait()
+        self._drop_writer()
+        steps = self._steps() if step is None else [self._existing(step)]
+        faults: dict[int, str] = {}
+        for candidate in reversed(steps):
+            try:
+                restored = self._load(candidate, like, partial)
+            except UnusableError as error:
+                faults[candidate] = str(error)
+                continue
+            self._report_faults(faults, candidate)
+            self._passed_over, self._current = set(faults), candidate
+            return restored
+        self._refuse(faults)
+        return None
+
+    def read_meta(self, step: int | None = None) -> dict[str, Any] | None:
+        """The caller's `meta` of one step, by default the newest complete one; None without any.
+
+        Reads no tensors. Raises `UserError` as `restore` does.
+        """
+        self.wait()
+        steps = self._steps() if step is None else [self._existing(step)]
+        faults: dict[int, str] = {}
+        for candidate in reversed(steps):
+            try:
+                record = self._record(candidate)
+            except UnusableError as error:
+                faults[candidate] = str(error)
+                continue
+            self._report_faults(faults, candidate)
+            return record["meta"]
+        self._refuse(faults)
+        return None
+
+    # Reading.
+
+    def _steps(self) -> list[int]:
+        """Every step folder that is in place, ascending, sound or not."""
+        return sorted(int(path.name) for path in _entries(self.directory) if _is_step(path))
+
+    def _existing(self, step: int) -> int:
+        if step not in self._steps():
+            raise UserError(
+                f"no checkpoint of step {step} in {self.directory}; there are {self.all_steps()}."
+            )
+        return step
+
+    def _report_faults(self, faults: Mapping[int, str], used: int) -> None:
+        for step, fault in faults.items():
+            line = f"checkpoint {self.directory / str(step)}: {fault}; left as it is, using {used}"
+            if line not in self._reported:
+                self._reported.add(line)
+                self._report(line)
+
+    def _refuse(self, faults: Mapping[int, str]) -> None:
+        if faults:
+            by_fault: dict[str, list[str]] = {}
+            for step, fault in faults.items():
+                by_fault.setdefault(fault, []).append(str(step))
+            why = "; ".join(f"step {', '.join(steps)}: {f}" for f, steps in by_fault.items())
+            raise UserError(
+                f"no usable checkpoint in {self.directory} ({why}): "
+                "undo what changed the model or the files, or give another model_dir."
+            )
+
+    def _fault(self, step: int) -> str | None:
+        """What is wrong with the files of `step`, judged without its tensors."""
+        folder = self.directory / str(step)
+        for name in (*_COMMIT_MARKERS, "meta/files"):
+            if not (folder / name).is_file():
+                return f"{name} is missing (never committed, or deleted since)"
+        try:
+            listed = json.loads((folder / "meta/files").read_text("utf-8"))
+            return next(_changed_files(folder, listed), None)
+        except (OSError, ValueError, TypeError) as error:
+            return f"meta/files cannot be read ({first_line(error)})"
+
+    def _record(self, step: int) -> dict[str, Any]:
+        fault = self._fault(step)
+        if fault is not None:
+            raise UnusableError(fault)
+        try:
+            record = json.loads((self.directory / str(step) / "meta/metadata").read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise UnusableError(f"meta/metadata cannot be read ({first_line(error)})") from error
+        if record["format"] > FORMAT:
+            raise UserError(
+                f"checkpoint {self.directory / str(step)} has format {record['format']}, this "
+                f"version reads up to {FORMAT}: update t5x_lite or give another model_dir."
+            )
+        return record
+
+    def _load(self, step: int, like: Tree, partial: bool) -> Restored:
+        record = self._record(step)
+        wanted = flatten(like)
+        mismatch = difference(record["tensors"], wanted, partial)
+        if mismatch:
+            raise UnusableError(mismatch)
+        arrays = dict(read(self.directory / str(step) / "state", wanted))
+        for path, value in digest(arrays).items():
+            if value != record["tensors"][path]["digest"]:
+                raise UnusableError(f"{path} is not what was saved (its digest differs)")
+        return Restored(step, unflatten(like, arrays), record["meta"])
+
+    # Writing.
+
+    def _start(self, step: int, leaves: dict[str, jax.Array], record: dict[str, Any]) -> None:
+        import orbax.checkpoint as ocp
+
+        if self._writer is None:
+            self._clear_the_way(step)
+            self._writer = ocp.CheckpointManager(
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    max_to_keep=self._keep_last,
+                    keep_period=self._keep_every,
+                    lightweight_initialize=True,
+                    async_options=ocp.AsyncOptions(post_finalization_callback=self._list_files),
+                ),
+            )
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(leaves), meta=ocp.args.JsonSave(record)
+        )
+        self._writer.save(step, args=items, force=True)
+
+    def _list_files(self) -> None:
+        """Writes `meta/files` into the folder that Orbax is about to rename into place."""
+        if jax.process_index() != 0:
+            return
+        (folder,) = self.directory.glob(f"{self._in_flight}{_TEMPORARY}*")
+        names = [path for path in folder.rglob("*") if path.is_file()]
+        listed = {str(path.relative_to(folder)): _size_and_sum(path) for path in sorted(names)}
+        for marker in _COMMIT_MARKERS:
+            listed.pop(marker, None)
+        (folder / "meta/files").write_text(json.dumps(listed), "utf-8")
+
+    def _clear_the_way(self, step: int) -> None:
+        """Sets aside what the first save would collide with, and removes what was never committed.
+
+        A bad folder must not stay among the good ones: it would count as one of the last to keep.
+        """
+        if jax.process_index() != 0:
+            return
+        for path in _entries(self.directory):
+            if _TEMPORARY in path.name:
+                shutil.rmtree(path, ignore_errors=True)
+        for other in self._steps():
+            bad = other in self._passed_over or self._fault(other) is not None
+            if bad or other >= step:
+                path = self.directory / str(other)
+                moved = _free_name(path, "bad" if bad else "superseded")
+                path.rename(moved)
+                self._report(f"checkpoint {path}: set aside as {moved.name}")
+
+    @contextlib.contextmanager
+    def _write_errors(self) -> Iterator[None]:
+        step = self._in_flight
+        try:
+            yield
+        except Exception as error:
+            # Whatever fails in Orbax's thread is raised here: nearly always a disk that is full.
+            self._in_flight = self._current = None
+            self._drop_writer()
+            raise UserError(
+                f"the checkpoint of step {step} could not be written to {self.directory}: "
+                f"{first_line(error)}; earlier ones ({self.all_steps()}) are intact."
+            ) from error
+
+    def _drop_writer(self) -> None:
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with contextlib.suppress(Exception):
+                writer.close()
+
+
+def _check_directory(directory: Path) -> None:
+    if directory.exists() and not directory.is_dir():
+        raise UserError(f"{directory} is a file, not a checkpoint directory; give another path.")
+    try:
+        names = [path.name for path in _entries(directory)]
+    except OSError as error:
+        raise UserError(f"{directory} cannot be read: {first_line(error)}.") from error
+    ours = [n for n in names if n.isdecimal() or _ASIDE.fullmatch(n) or _TEMPORARY in n]
+    if names and not ours:
+        raise UserError(
+            f"{directory} is not a checkpoint directory (it holds {sorted(names)[0]!r} and no "
+            "step); give another path."
+        )
+
+
+def _check_writable(directory: Path) -> None:
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise UserError(
+            f"{directory} cannot be written ({first_line(error)}): give another model_dir."
+        ) from error
+
+
+def _entries(directory: Path) -> list[Path]:
+    try:
+        return list(directory.iterdir())
+    except FileNotFoundError:
+        return []
+
+
+def _is_step(path: Path) -> bool:
+    return path.name.isdecimal() and path.name == str(int(path.name)) and path.is_dir()
+
+
+def _free_name(path: Path, ending: str) -> Path:
+    name, count = path.with_name(f"{path.name}.{ending}"), 1
+    while name.exists():
+        count += 1
+        name = path.with_name(f"{path.name}.{ending}.{count}")
+    return name
+
+
+def _size_and_sum(path: Path) -> list[int | None]:
+    size = path.stat().st_size
+    return [size, zlib.crc32(path.read_bytes()) if size <= SUMMED_BYTES else None]
+
+
+def _changed_files(folder: Path, listed: Mapping[str, Any]) -> Iterator[str]:
+    for name, (size, checksum) in listed.items():
+        path = folder / name
+        if not path.is_file():
+            yield f"{name} is missing"
+        elif path.stat().st_size != size:
+            yield f"{name} has {path.stat().st_size} bytes of {size}"
+        elif checksum is not None and zlib.crc32(path.read_bytes()) != checksum:
+            yield f"{name} is not what was saved (its checksum differs)"
