@@ -1,0 +1,200 @@
+"""What the command line accepts, and its help. cli.py says what each verb does."""
+
+import argparse
+import textwrap
+from collections.abc import Sequence
+from typing import Any, NoReturn
+
+from t5x_lite import __version__
+from t5x_lite.errors import UserError
+
+GIN_HELP = """\
+gin files are found from any folder: runs/quickstart.gin, gin_configs/runs/quickstart.gin or a path.
+--gin_file repeats, and a later file wins: another model or task replaces the run's.
+--gin.NAME=VALUE, repeatable too, sets a macro (--gin.STEPS=40) or a parameter of what the files
+use (--gin.AdamW.weight_decay=0.1) on top; strings need quotes ("--gin.DATA_DIR='/big/data'")."""
+
+ENVIRONMENT_HELP = """\
+environment (a variable that you set yourself is left alone):
+  JAX_COMPILATION_CACHE_DIR  where compiled programs are kept between runs; ~/.cache/t5x_lite/xla"""
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse with errors of one line, and with the epilog's own line breaks."""
+
+    def __init__(self, description: str = "", **options: Any):
+        super().__init__(
+            description=textwrap.fill(description, 96),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+            allow_abbrev=False,
+            **options,
+        )
+
+    def error(self, message: str) -> NoReturn:
+        """One line instead of argparse's usage."""
+        raise UserError(f"{message}; see {self.prog} --help.")
+
+
+def parse(argv: Sequence[str]) -> argparse.Namespace:
+    """The verb, its options, and `overrides`: NAME=VALUE of each --gin.NAME=VALUE.
+
+    Raises:
+        UserError: an unknown verb or option, or a value of the wrong type.
+    """
+    prefix = "--gin."
+    overrides = [argument.removeprefix(prefix) for argument in argv if argument.startswith(prefix)]
+    for override in overrides:
+        name, equals, _ = override.partition("=")
+        if not name or not equals:
+            raise UserError(f"--gin.{override}: write --gin.NAME=VALUE, without a space.")
+    rest = [argument for argument in argv if not argument.startswith(prefix)]
+    args = build_parser().parse_args(rest)
+    args.overrides = overrides
+    if overrides and not hasattr(args, "gin_file"):
+        raise UserError(f"{args.verb} reads no gin files, so --gin.{overrides[0]} has no meaning.")
+    return args
+
+
+def build_parser() -> Parser:
+    """All verbs, with their options and examples."""
+    parser = Parser(
+        prog="t5x_lite",
+        description="Trains language models with JAX: from raw text to a model that talks.",
+        epilog=f"t5x_lite VERB --help says more about a verb.\n\n{ENVIRONMENT_HELP}",
+    )
+    parser.add_argument("--version", action="version", version=f"t5x_lite {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+    _add_data_verbs(verbs)
+    _add_train(verbs)
+    _add_eval(verbs)
+    _add_generate(verbs)
+    _add_plot(verbs)
+    return parser
+
+
+def _add_data_verbs(verbs: Any) -> None:
+    _add_verb(
+        _add_group(verbs, "data", "prepare the data of a task"),
+        "data prepare",
+        "store a task's text, tokenizer and tokens",
+        "Does what is missing and says what is already there; safe to repeat. The model and the "
+        "length don't matter to it, so one preparation serves many runs.",
+        "--gin_file runs/quickstart.gin",
+    )
+    _add_verb(
+        _add_group(verbs, "tokenizer", "train the tokenizer of a task"),
+        "tokenizer train",
+        "train a task's tokenizer on its text",
+        "Stores the text first where that is missing. `data prepare` does this and tokenises too.",
+        "--gin_file tasks/causal_lm.gin --gin.VOCAB_SIZE=8192",
+    )
+
+
+def _add_train(verbs: Any) -> None:
+    verb = _add_verb(
+        verbs,
+        "train",
+        "train a model, or resume",
+        "Writes checkpoints, metrics.jsonl and the configuration to the model directory; the same "
+        "command again resumes exactly where it stopped, or says that it is done.",
+        "--gin_file runs/quickstart.gin --model_dir runs/quickstart --gin.STEPS=40",
+    )
+    _add_model_dir(verb, "where to write, and to resume from", required=False)
+    verb.add_argument(
+        "--dry_run",
+        action="store_true",
+        help="print the table of parameters, without allocating any, and stop; needs no more than "
+        "a model file: --gin_file models/t5_1_1/small.gin",
+    )
+
+
+def _add_eval(verbs: Any) -> None:
+    verb = _add_verb(
+        verbs,
+        "eval",
+        "score a checkpoint on held-out text",
+        "Prints nats per token and bits per byte. Without --gin_file, config.gin of the model "
+        "directory says what was trained on what.",
+        "--model_dir runs/quickstart --baselines",
+    )
+    _add_model_dir(verb, "where `train` wrote")
+    _add_step(verb)
+    verb.add_argument(
+        "--baselines",
+        action="store_true",
+        help="score unigram and interpolated bigram models on the same tokens too",
+    )
+
+
+def _add_generate(verbs: Any) -> None:
+    verb = _add_verb(
+        verbs,
+        "generate",
+        "continue prompts with a checkpoint",
+        "Prompts come from --prompt and --prompts_file, else from the lines of a piped standard "
+        "input; without any, one text is sampled from its beginning.",
+        "--model_dir runs/quickstart --prompt 'How are you?' --temperature 0.8",
+    )
+    _add_model_dir(verb, "where `train` wrote")
+    _add_step(verb)
+    add = verb.add_argument
+    add("--prompt", action="append", default=[], metavar="TEXT", help="a prompt; repeatable")
+    add("--prompts_file", metavar="FILE", help="one prompt a line, UTF-8")
+    add("--max_tokens", type=int, metavar="N", help="the most tokens to add to a prompt")
+    add(
+        "--temperature",
+        type=float,
+        metavar="T",
+        help="0: the likeliest token; 1: as the model says",
+    )
+    add("--top_k", type=int, metavar="K", help="sample among the K likeliest tokens")
+    add(
+        "--top_p",
+        type=float,
+        metavar="P",
+        help="sample among the likeliest that hold probability P",
+    )
+    add("--num_samples", type=int, metavar="N", help="continuations per prompt")
+    add("--seed", type=int, metavar="N", help="of the sampling")
+
+
+def _add_plot(verbs: Any) -> None:
+    verb = verbs.add_parser(
+        "plot",
+        help="draw the loss curves of a run",
+        description="Draws the training and held-out loss of a run as a picture (needs matplotlib: "
+        "pip install 't5x_lite[demo]').",
+        epilog="example:\n  t5x_lite plot --model_dir runs/quickstart",
+    )
+    _add_model_dir(verb, "where `train` wrote")
+    verb.add_argument("--out", metavar="FILE", help="the picture; default: DIR/loss.png")
+    verb.set_defaults(verb="plot")
+
+
+def _add_verb(group: Any, name: str, what: str, more: str, example: str) -> Parser:
+    verb = group.add_parser(
+        name.split()[-1],
+        help=what,
+        description=f"{what[0].upper()}{what[1:]}. {more}",
+        epilog=f"{GIN_HELP}\n\nexample:\n  t5x_lite {name} {example}",
+    )
+    verb.add_argument(
+        "--gin_file", action="append", default=[], metavar="FILE", help="a gin file; repeatable"
+    )
+    verb.set_defaults(verb=name)
+    return verb
+
+
+def _add_group(verbs: Any, name: str, what: str) -> Any:
+    group = verbs.add_parser(name, help=what, description=f"{what[0].upper()}{what[1:]}.")
+    return group.add_subparsers(metavar="VERB", required=True)
+
+
+def _add_model_dir(verb: Parser, note: str, required: bool = True) -> None:
+    verb.add_argument("--model_dir", required=required, metavar="DIR", help=note)
+
+
+def _add_step(verb: Parser) -> None:
+    verb.add_argument(
+        "--step", type=int, metavar="N", help="the checkpoint of this step; default: the newest"
+    )

@@ -1,0 +1,342 @@
+"""The `t5x_lite` command: verbs only, no logic; and the one place that knows gin.
+
+A verb reads gin files, applies `--gin.NAME=VALUE` on top, and calls one library function with what
+they bind. Nothing heavy is imported before a verb runs, so that `--help` answers at once.
+"""
+
+import argparse
+import contextlib
+import difflib
+import importlib
+import inspect
+import os
+import re
+import sys
+import tokenize
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import gin
+
+from t5x_lite.arguments import parse
+from t5x_lite.errors import UserError
+
+# --- verbs ---------------------------------------------------------------------------------------
+
+
+def prepare_data(args: argparse.Namespace) -> None:
+    """Text, tokenizer and tokens of a task, whichever are missing."""
+    configure(args, "t5x_lite.data.prepare.prepare", task="%TASK")()
+
+
+def train_tokenizer(args: argparse.Namespace) -> None:
+    """The tokenizer of a task, and the text that it is trained on."""
+    configure(args, "t5x_lite.data.prepare.train_tokenizer", task="%TASK")()
+
+
+def train(args: argparse.Namespace) -> None:
+    """A training run, or with --dry_run the table of what it would train."""
+    if args.dry_run:
+        configure(args, "t5x_lite.train.describe.describe", model="%MODEL")()
+        return
+    if args.model_dir is None:
+        raise UserError("train needs --model_dir, where to write checkpoints and logs.")
+    run = configure(args, "t5x_lite.train.loop.train")
+    try:
+        run(model_dir=args.model_dir, config_text=gin.config_str())
+    except KeyboardInterrupt:
+        write_operative_config(args.model_dir)
+        raise
+    write_operative_config(args.model_dir)
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    """Held-out loss of a checkpoint."""
+    run = configure(args, "t5x_lite.evaluate.loss.evaluate")
+    run(model_dir=args.model_dir, baselines=args.baselines, **given(args, "step"))
+
+
+def generate(args: argparse.Namespace) -> None:
+    """Continuations of prompts."""
+    options = ("step", "max_tokens", "temperature", "top_k", "top_p", "num_samples", "seed")
+    prompts = read_prompts(args)
+    run = configure(args, "t5x_lite.serve.generate.generate")
+    run(model_dir=args.model_dir, prompts=prompts, **given(args, *options))
+
+
+def plot(args: argparse.Namespace) -> None:
+    """The loss curves of a run as a picture."""
+    from t5x_lite.train.plot import plot_loss
+
+    print(plot_loss(args.model_dir, args.out))
+
+
+def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """The options that the user gave; the others keep what gin or the function says."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
+def read_prompts(args: argparse.Namespace) -> list[str]:
+    """Prompts of --prompt, then of --prompts_file; without either, the lines of a piped stdin."""
+    prompts = list(args.prompt)
+    if args.prompts_file is not None:
+        try:
+            prompts += lines_of(Path(args.prompts_file).read_text(encoding="utf-8"))
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"--prompts_file {args.prompts_file}: {error}") from error
+    elif not prompts and sys.stdin is not None and not sys.stdin.isatty():
+        prompts = lines_of(sys.stdin.read())
+    # Nothing given: one text from its beginning.
+    return prompts or [""]
+
+
+def lines_of(text: str) -> list[str]:
+    """Lines that aren't blank."""
+    return [line for line in text.split("\n") if line.strip()]
+
+
+def write_operative_config(model_dir: str) -> None:
+    """What the run really used, defaults included; unlike config.gin, without what nothing read."""
+    path = Path(model_dir) / "operative_config.gin"
+    try:
+        path.write_text(gin.operative_config_str(), encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}; free or unlock it.") from error
+
+
+# --- gin -----------------------------------------------------------------------------------------
+
+# gin_configs/ stands beside the package in a checkout, and inside it in an installed wheel.
+PACKAGE = Path(__file__).resolve().parent
+CONFIGS = PACKAGE / "gin_configs"
+if not CONFIGS.is_dir():
+    CONFIGS = PACKAGE.parent / "gin_configs"
+
+DYNAMIC = "from __gin__ import dynamic_registration"
+REMEDIES = {
+    "MODEL": "add --gin_file models/FAMILY/SIZE.gin",
+    "TASK": "add --gin_file tasks/NAME.gin",
+}
+GIN_ERRORS = (
+    *(ValueError, SyntaxError, NameError, AttributeError),
+    *(OSError, ImportError, tokenize.TokenError),
+)
+
+
+def configure(args: argparse.Namespace, target: str, **fallback: str) -> Callable[..., Any]:
+    """Reads the gin files and returns the function `target` with what they bind.
+
+    `fallback` binds parameters of a function that no file names: a model file alone is enough for
+    `train --dry_run`.
+
+    Raises:
+        UserError: a file, a name or a value that gin can't use, or a value that is missing.
+    """
+    gin.clear_config()
+    # gin's second reader looks for package resources, and fails on any folder of that name.
+    gin.config._FILE_READERS[:] = [(open, os.path.isfile)]
+    for file in gin_files(args):
+        read_gin_file(file)
+    module, _, name = target.rpartition(".")
+    function = getattr(importlib.import_module(module), name)
+    if not bindings_of(function):
+        bind_fallback(module, name, fallback)
+    for override in args.overrides:
+        apply_override(override)
+    check_macros(function)
+    return gin.get_configurable(function)
+
+
+def gin_files(args: argparse.Namespace) -> list[str]:
+    """The files of --gin_file; without one, the config that `train` left in the model directory."""
+    if args.gin_file:
+        return args.gin_file
+    model_dir = getattr(args, "model_dir", None)
+    if model_dir is None:
+        raise UserError("no --gin_file; try --gin_file runs/quickstart.gin.")
+    config = Path(model_dir) / "config.gin"
+    if not config.is_file():
+        raise UserError(f"no {config}, which a run writes; train there first or add --gin_file.")
+    return [str(config)]
+
+
+def read_gin_file(name: str) -> None:
+    """Parses a file, looked for in the current folder, in gin_configs/ and in that one's parent.
+
+    Its includes are looked for beside it first, then in the same places.
+    """
+    places = [Path.cwd(), CONFIGS, CONFIGS.parent]
+    found = next((place / name for place in places if (place / name).is_file()), None)
+    if found is None:
+        shipped = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.gin"))
+        hint = suggest(name.removeprefix("gin_configs/"), shipped)
+        raise UserError(f"no gin file {name} in this folder or in {CONFIGS}.{hint}")
+    gin.config._LOCATION_PREFIXES[:] = [str(place) for place in (found.parent, *places)]
+    with one_line_errors(f"gin file {name}"):
+        gin.parse_config_file(str(found))
+
+
+def bind_fallback(module: str, name: str, fallback: dict[str, str]) -> None:
+    """Binds what a verb needs where no file does."""
+    if not fallback:
+        raise UserError(
+            f"the gin files don't say what to {name}; start from one of gin_configs/runs, such as "
+            "runs/quickstart.gin, or add --gin_file runs/verbs.gin."
+        )
+    lines = [f"{module}.{name}.{parameter} = {value}" for parameter, value in fallback.items()]
+    gin.parse_config([DYNAMIC, f"import {module}", *lines])
+
+
+def apply_override(text: str) -> None:
+    """Binds the NAME=VALUE of `--gin.NAME=VALUE`: a macro, or a parameter such as AdamW.b1."""
+    name, _, value = text.partition("=")
+    if "." not in name and name not in macros_read():
+        hint = suggest(name, macros_read())
+        raise UserError(f"--gin.{text}: nothing in the gin files reads a macro {name}.{hint}")
+    imports = [s.format() for s in gin.config.ImportManager(gin.config._IMPORTS).sorted_imports]
+    statement = f"{name} = {value}"
+    with one_line_errors(f"--gin.{text}", (name, value)):
+        try:
+            gin.parse_config([*imports, statement])
+        except NameError:
+            # No module that a file imports; perhaps the short name of something that one uses.
+            gin.parse_config(statement)
+
+
+def macros_read() -> list[str]:
+    """Names of the macros that some binding reads."""
+    return sorted(
+        {
+            "/".join(r.scopes)
+            for r in gin.config.iterate_references(gin.config._CONFIG)
+            if r.config_key[1] == "gin.macro"
+        }
+    )
+
+
+def check_macros(function: Callable[..., Any]) -> None:
+    """Refuses a macro that `function` reads, at whatever depth, and that has no value.
+
+    gin's own check (`finalize`) also looks at what this verb doesn't need.
+    """
+    seen, todo = set(), list(bindings_of(function))
+    while todo:
+        key = todo.pop()
+        if key in seen:
+            continue
+        seen.add(key)
+        for reference in gin.config.iterate_references(gin.config._CONFIG.get(key, {})):
+            name = "/".join(reference.scopes)
+            if reference.config_key[1] != "gin.macro":
+                todo += bindings_of(reference.configurable.wrapped, reference.scopes)
+            elif has_value(name):
+                todo.append(reference.config_key)
+            else:
+                remedy = REMEDIES.get(name, f"add --gin.{name}=VALUE")
+                raise UserError(f"{name} has no value; {remedy}.")
+
+
+def has_value(macro: str) -> bool:
+    """Whether a file or an override gives it one other than %gin.REQUIRED."""
+    bound = gin.config._CONFIG.get((macro, "gin.macro"))
+    return bound is not None and "gin.REQUIRED" not in repr(bound["value"])
+
+
+def bindings_of(function: Callable[..., Any], scopes: Sequence[str] = ()) -> list[tuple[str, str]]:
+    """Keys of what the files bind to a function, outside of scopes or inside the given ones."""
+    configurable = gin.config._inverse_lookup(function)
+    if configurable is None:
+        return []
+    inside = {"/".join(scopes[:depth]) for depth in range(len(scopes) + 1)}
+    return [k for k in gin.config._CONFIG if k[0] in inside and k[1] == configurable.selector]
+
+
+@contextlib.contextmanager
+def one_line_errors(where: str, override: tuple[str, str] | None = None) -> Iterator[None]:
+    """Turns what gin raises while it reads into one line that says where, what and a remedy."""
+    try:
+        yield
+    except UserError:
+        raise
+    except GIN_ERRORS as error:
+        lines = [line.strip() for line in str(error).splitlines()]
+        # gin lists the including files, innermost first.
+        places = [line for line in lines if line.startswith("In file")]
+        if isinstance(error, SyntaxError) and error.filename:
+            places = [f"In file {error.filename} line {error.lineno}"]
+        place = f" ({places[0][0].lower()}{places[0][1:]})" if places else ""
+        raise UserError(f"{where}: {explain(error, lines[0], override)}{place}") from error
+
+
+def explain(error: Exception, message: str, override: tuple[str, str] | None) -> str:
+    """The first line of gin's message, or a clearer one, with a remedy where there is one."""
+    if isinstance(error, SyntaxError | tokenize.TokenError):
+        if override is None:
+            return f"not a gin statement: {error.args[0]}; strings need quotes."
+        name, value = override
+        return (
+            f"{value or 'nothing'} is no value; a string needs quotes: \"--gin.{name}='{value}'\""
+        )
+    if match := re.match(
+        r"Couldn't resolve selector \S+; <module '(\S+)' .* attribute (\w+)", message
+    ):
+        module, name = match.groups()
+        return f"{module} has no {name}.{suggest(name, vars(sys.modules[module]))}"
+    if match := re.match(r"Configurable '(\S+)' doesn't have a parameter named '(\w+)'", message):
+        selector, name = match.groups()
+        known = inspect.signature(gin.config._REGISTRY.get_match(selector).wrapped).parameters
+        return f"{selector} has no parameter {name}.{suggest(name, known)}"
+    return message
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """A sentence with the known name nearest to a wrong one, or with all if they are few."""
+    known = [option for option in known if not option.startswith("_")]
+    nearest = difflib.get_close_matches(name, known, n=1)
+    if nearest:
+        return f" Did you mean {nearest[0]}?"
+    return f" There are: {', '.join(known)}." if 0 < len(known) <= 20 else ""
+
+
+# --- the command ---------------------------------------------------------------------------------
+
+VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
+    "data prepare": prepare_data,
+    "tokenizer train": train_tokenizer,
+    "train": train,
+    "eval": evaluate,
+    "generate": generate,
+    "plot": plot,
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns its exit status: 2 for what the user can mend, 130 for Ctrl-C."""
+    try:
+        args = parse(sys.argv[1:] if argv is None else argv)
+        set_environment()
+        VERBS[args.verb](args)
+        sys.stdout.flush()
+    except UserError as error:
+        # gin appends where it called what; the message is the first line.
+        print(f"t5x_lite: error: {str(error).splitlines()[0]}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("t5x_lite: interrupted.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # Who reads us has stopped, as `head` does. Python would complain again when it flushes.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    return 0
+
+
+def set_environment() -> None:
+    """Defaults that JAX reads when it is imported; arguments.ENVIRONMENT_HELP documents them."""
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    cache = Path(home, "t5x_lite", "xla")
+    # Without a writable home (a container) programs are compiled anew; nothing else changes.
+    with contextlib.suppress(OSError):
+        cache.mkdir(parents=True, exist_ok=True)
+        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
