@@ -151,14 +151,17 @@ class TokenStore:
     """The ids of each document of one split, by number. Safe to read from several threads."""
 
     def __init__(self, folder: Path, split: str, about: dict[str, Any]):
-        from array_record.python.array_record_data_source import ArrayRecordDataSource
+        from array_record.python.array_record_module import ArrayRecordReader
 
         self._folder, self._dtype = folder, np.dtype(about["dtype"])
         self.digest: str = about["digest"]
         try:
             self.lengths = np.load(folder / f"{split}.lengths.npy")
-            self._records = ArrayRecordDataSource([str(folder / f"{split}.array_record")])
-            count = len(self._records)
+            # The reader itself: Grain's data source starts a pool of threads at every read.
+            self._reader = ArrayRecordReader(
+                str(folder / f"{split}.array_record"), options="readahead_buffer_size:0"
+            )
+            count = self._reader.num_records()
         except (RuntimeError, ValueError, OSError, EOFError) as error:
             raise damaged(folder, error) from error
         if count != len(self.lengths):
@@ -181,10 +184,13 @@ class TokenStore:
     def read(self, first: int, last: int) -> list[np.ndarray]:
         """Ids (int32) of documents first..last-1."""
         try:
-            raw = self._records.__getitems__(range(first, last))
-        except (RuntimeError, ValueError, OSError) as error:
+            raw = self._reader.read(first, last)
+        except (RuntimeError, ValueError, OSError, IndexError) as error:
             raise damaged(self._folder, error) from error
-        return [np.frombuffer(record, self._dtype).astype(np.int32) for record in raw]
+        rows = [np.frombuffer(record, self._dtype).astype(np.int32) for record in raw]
+        if any(len(row) != n for row, n in zip(rows, self.lengths[first:last], strict=True)):
+            raise damaged(self._folder, f"documents {first} to {last} have other lengths")
+        return rows
 
 
 def tokens_name(text_digest: str, vocabulary: Vocabulary) -> str:
