@@ -171,7 +171,7 @@ def read_gin_file(name: str) -> None:
     if found is None:
         shipped = sorted(path.relative_to(CONFIGS).as_posix() for path in CONFIGS.rglob("*.gin"))
         hint = suggest(name.removeprefix("gin_configs/"), shipped)
-        raise UserError(f"no gin file {name} in this folder or in {CONFIGS}.{hint}")
+        raise UserError(f"no gin file {name}, seen from this folder or from {CONFIGS}.{hint}")
     gin.config._LOCATION_PREFIXES[:] = [str(place) for place in (found.parent, *places)]
     with one_line_errors(f"gin file {name}"):
         gin.parse_config_file(str(found))
@@ -199,9 +199,13 @@ def apply_override(text: str) -> None:
     with one_line_errors(f"--gin.{text}", (name, value)):
         try:
             gin.parse_config([*imports, statement])
-        except NameError:
-            # No module that a file imports; perhaps the short name of something that one uses.
-            gin.parse_config(statement)
+        except (NameError, AttributeError, ValueError) as unresolved:
+            # Not what the files import; perhaps the short name of something that they use.
+            try:
+                gin.parse_config(statement)
+            except ValueError as error:
+                unknown = "No configurable matching" in str(error)
+                raise (unresolved if unknown else error) from error
 
 
 def macros_read() -> list[str]:
@@ -257,36 +261,34 @@ def one_line_errors(where: str, override: tuple[str, str] | None = None) -> Iter
     """Turns what gin raises while it reads into one line that says where, what and a remedy."""
     try:
         yield
-    except UserError:
-        raise
     except GIN_ERRORS as error:
-        lines = [line.strip() for line in str(error).splitlines()]
-        # gin lists the including files, innermost first.
-        places = [line for line in lines if line.startswith("In file")]
+        # gin appends the files that include each other, innermost first.
+        place = re.search(r"In file \"(.*)\", (line \d+)", str(error))
+        place = f" ({place[1]}, {place[2]})" if place else ""
         if isinstance(error, SyntaxError) and error.filename:
-            places = [f"In file {error.filename} line {error.lineno}"]
-        place = f" ({places[0][0].lower()}{places[0][1:]})" if places else ""
-        raise UserError(f"{where}: {explain(error, lines[0], override)}{place}") from error
+            place = f" ({error.filename}, line {error.lineno})"
+        raise UserError(f"{where}: {explain(error, override)}{place}") from error
 
 
-def explain(error: Exception, message: str, override: tuple[str, str] | None) -> str:
-    """The first line of gin's message, or a clearer one, with a remedy where there is one."""
+def explain(error: Exception, override: tuple[str, str] | None) -> str:
+    """What is wrong, with a remedy where there is one; else the first line of gin's message."""
+    message = str(error).splitlines()[0]
     if isinstance(error, SyntaxError | tokenize.TokenError):
         if override is None:
-            return f"not a gin statement: {error.args[0]}; strings need quotes."
+            line = getattr(error, "text", None) or message
+            return f"can't read {line.strip()}; strings need quotes"
         name, value = override
-        return (
-            f"{value or 'nothing'} is no value; a string needs quotes: \"--gin.{name}='{value}'\""
-        )
-    if match := re.match(
-        r"Couldn't resolve selector \S+; <module '(\S+)' .* attribute (\w+)", message
-    ):
-        module, name = match.groups()
-        return f"{module} has no {name}.{suggest(name, vars(sys.modules[module]))}"
+        return f"that is no value; a string needs quotes: \"--gin.{name}='{value}'\""
+    if match := re.match(r"Couldn't resolve .*; <module '(\S+)' .* attribute (\w+)", message):
+        return f"{match[1]} has no {match[2]}.{suggest(match[2], vars(sys.modules[match[1]]))}"
     if match := re.match(r"Configurable '(\S+)' doesn't have a parameter named '(\w+)'", message):
-        selector, name = match.groups()
-        known = inspect.signature(gin.config._REGISTRY.get_match(selector).wrapped).parameters
-        return f"{selector} has no parameter {name}.{suggest(name, known)}"
+        known = inspect.signature(gin.config._REGISTRY.get_match(match[1]).wrapped).parameters
+        return f"{match[1]} has no parameter {match[2]}.{suggest(match[2], known)}"
+    if match := re.match(r"'(\w+)' was not provided by an import", message):
+        used = [configurable.name for configurable in gin.config._INVERSE_REGISTRY.values()]
+        return f"no file imports or uses {match[1]}.{suggest(match[1], used)}"
+    if match := re.match(r"Unable to open file: (.*)\. Searched", message):
+        return f"it includes {match[1]}, which is neither beside it nor in {CONFIGS}"
     return message
 
 
