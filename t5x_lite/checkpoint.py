@@ -15,41 +15,33 @@ it is complete (so a killed process leaves at most a `*.orbax-checkpoint-tmp` fo
 
 import contextlib
 import dataclasses
+import functools
 import json
+import logging
 import os
-import re
 import shutil
 import sys
-import tempfile
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from t5x_lite import folders
 from t5x_lite.errors import UserError
 from t5x_lite.tensors import (
     Tree,
     UnusableError,
     difference,
     digest,
-    first_line,
     flatten,
+    gist,
     read,
     signature,
     unflatten,
 )
 
-FORMAT = 1
-
-# Files of up to this size get a CRC. Everything that the tensors' digests don't cover is smaller.
-SUMMED_BYTES = 1 << 20
-
-_TEMPORARY = ".orbax-checkpoint-tmp"
-_ASIDE = re.compile(r"\d+\.(bad|superseded)(\.\d+)?")
-# Orbax writes these two last, after the list of files.
-_COMMIT_MARKERS = ("_CHECKPOINT_METADATA", "commit_success.txt")
+FORMAT = 1  # the layout above
 
 
 @dataclasses.dataclass(frozen=True)
@@ -97,9 +89,9 @@ class Checkpointer:
         self._current: int | None = None  # the step that was restored or saved last
         self._in_flight: int | None = None
         self._writer = None  # Orbax's manager, made by the first save
-        _check_directory(self.directory)
+        folders.check_directory(self.directory)
         if not read_only:
-            _check_writable(self.directory)
+            folders.check_writable(self.directory)
 
     def __enter__(self):
         return self
@@ -114,7 +106,7 @@ class Checkpointer:
 
     def all_steps(self) -> list[int]:
         """Steps whose files are complete, ascending. Their tensors have not been verified."""
-        return [step for step in self._steps() if self._fault(step) is None]
+        return [s for s in folders.steps(self.directory) if folders.fault(self._folder(s)) is None]
 
     def save(self, step: int, tree: Tree, meta: Mapping[str, Any]) -> None:
         """Starts to save `tree`; what it holds may be donated or changed as soon as this returns.
@@ -186,7 +178,7 @@ class Checkpointer:
         """
         self.wait()
         self._drop_writer()
-        steps = self._steps() if step is None else [self._existing(step)]
+        steps = folders.steps(self.directory) if step is None else [self._existing(step)]
         faults: dict[int, str] = {}
         for candidate in reversed(steps):
             try:
@@ -206,7 +198,7 @@ class Checkpointer:
         Reads no tensors. Raises `UserError` as `restore` does.
         """
         self.wait()
-        steps = self._steps() if step is None else [self._existing(step)]
+        steps = folders.steps(self.directory) if step is None else [self._existing(step)]
         faults: dict[int, str] = {}
         for candidate in reversed(steps):
             try:
@@ -221,12 +213,11 @@ class Checkpointer:
 
     # Reading.
 
-    def _steps(self) -> list[int]:
-        """Every step folder that is in place, ascending, sound or not."""
-        return sorted(int(path.name) for path in _entries(self.directory) if _is_step(path))
+    def _folder(self, step: int) -> Path:
+        return self.directory / str(step)
 
     def _existing(self, step: int) -> int:
-        if step not in self._steps():
+        if step not in folders.steps(self.directory):
             raise UserError(
                 f"no checkpoint of step {step} in {self.directory}; there are {self.all_steps()}."
             )
@@ -234,7 +225,7 @@ class Checkpointer:
 
     def _report_faults(self, faults: Mapping[int, str], used: int) -> None:
         for step, fault in faults.items():
-            line = f"checkpoint {self.directory / str(step)}: {fault}; left as it is, using {used}"
+            line = f"checkpoint {self._folder(step)}: {fault}; left as it is, using {used}"
             if line not in self._reported:
                 self._reported.add(line)
                 self._report(line)
@@ -250,30 +241,19 @@ class Checkpointer:
                 "undo what changed the model or the files, or give another model_dir."
             )
 
-    def _fault(self, step: int) -> str | None:
-        """What is wrong with the files of `step`, judged without its tensors."""
-        folder = self.directory / str(step)
-        for name in (*_COMMIT_MARKERS, "meta/files"):
-            if not (folder / name).is_file():
-                return f"{name} is missing (never committed, or deleted since)"
-        try:
-            listed = json.loads((folder / "meta/files").read_text("utf-8"))
-            return next(_changed_files(folder, listed), None)
-        except (OSError, ValueError, TypeError) as error:
-            return f"meta/files cannot be read ({first_line(error)})"
-
     def _record(self, step: int) -> dict[str, Any]:
-        fault = self._fault(step)
+        fault = folders.fault(self._folder(step))
         if fault is not None:
             raise UnusableError(fault)
         try:
-            record = json.loads((self.directory / str(step) / "meta/metadata").read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise UnusableError(f"meta/metadata cannot be read ({first_line(error)})") from error
-        if record["format"] > FORMAT:
+            record = json.loads((self._folder(step) / folders.RECORD).read_text("utf-8"))
+            newer = record["format"] > FORMAT
+        except (OSError, ValueError, TypeError, KeyError) as error:
+            raise UnusableError(f"{folders.RECORD} cannot be read ({gist(error)})") from error
+        if newer:
             raise UserError(
-                f"checkpoint {self.directory / str(step)} has format {record['format']}, this "
-                f"version reads up to {FORMAT}: update t5x_lite or give another model_dir."
+                f"checkpoint {self._folder(step)} has format {record['format']}, this version "
+                f"reads up to {FORMAT}: update t5x_lite or give another model_dir."
             )
         return record
 
@@ -283,7 +263,7 @@ class Checkpointer:
         mismatch = difference(record["tensors"], wanted, partial)
         if mismatch:
             raise UnusableError(mismatch)
-        arrays = dict(read(self.directory / str(step) / "state", wanted))
+        arrays = dict(read(self._folder(step) / "state", wanted))
         for path, value in digest(arrays).items():
             if value != record["tensors"][path]["digest"]:
                 raise UnusableError(f"{path} is not what was saved (its digest differs)")
@@ -294,6 +274,7 @@ class Checkpointer:
     def _start(self, step: int, leaves: dict[str, jax.Array], record: dict[str, Any]) -> None:
         import orbax.checkpoint as ocp
 
+        _quieten_orbax()
         if self._writer is None:
             self._clear_the_way(step)
             self._writer = ocp.CheckpointManager(
@@ -311,33 +292,27 @@ class Checkpointer:
         self._writer.save(step, args=items, force=True)
 
     def _list_files(self) -> None:
-        """Writes `meta/files` into the folder that Orbax is about to rename into place."""
-        if jax.process_index() != 0:
-            return
-        (folder,) = self.directory.glob(f"{self._in_flight}{_TEMPORARY}*")
-        names = [path for path in folder.rglob("*") if path.is_file()]
-        listed = {str(path.relative_to(folder)): _size_and_sum(path) for path in sorted(names)}
-        for marker in _COMMIT_MARKERS:
-            listed.pop(marker, None)
-        (folder / "meta/files").write_text(json.dumps(listed), "utf-8")
+        """Runs in Orbax's thread when all is written, just before the folder is committed."""
+        if jax.process_index() == 0:
+            (folder,) = self.directory.glob(f"{self._in_flight}{folders.TEMPORARY}*")
+            folders.list_files(folder)
 
     def _clear_the_way(self, step: int) -> None:
-        """Sets aside what the first save would collide with, and removes what was never committed.
+        """Sets aside what the first save would collide with; deletes what was never committed.
 
         A bad folder must not stay among the good ones: it would count as one of the last to keep.
         """
         if jax.process_index() != 0:
             return
-        for path in _entries(self.directory):
-            if _TEMPORARY in path.name:
+        for path in folders.entries(self.directory):
+            if folders.TEMPORARY in path.name:
                 shutil.rmtree(path, ignore_errors=True)
-        for other in self._steps():
-            bad = other in self._passed_over or self._fault(other) is not None
+        for other in folders.steps(self.directory):
+            folder = self._folder(other)
+            bad = other in self._passed_over or folders.fault(folder) is not None
             if bad or other >= step:
-                path = self.directory / str(other)
-                moved = _free_name(path, "bad" if bad else "superseded")
-                path.rename(moved)
-                self._report(f"checkpoint {path}: set aside as {moved.name}")
+                moved = folders.set_aside(folder, "bad" if bad else "superseded")
+                self._report(f"checkpoint {folder}: set aside as {moved.name}")
 
     @contextlib.contextmanager
     def _write_errors(self) -> Iterator[None]:
@@ -350,7 +325,8 @@ class Checkpointer:
             self._drop_writer()
             raise UserError(
                 f"the checkpoint of step {step} could not be written to {self.directory}: "
-                f"{first_line(error)}; earlier ones ({self.all_steps()}) are intact."
+                f"{gist(error)}; free space or give another model_dir (whole so far: "
+                f"{self.all_steps()})."
             ) from error
 
     def _drop_writer(self) -> None:
@@ -360,62 +336,20 @@ class Checkpointer:
                 writer.close()
 
 
-def _check_directory(directory: Path) -> None:
-    if directory.exists() and not directory.is_dir():
-        raise UserError(f"{directory} is a file, not a checkpoint directory; give another path.")
-    try:
-        names = [path.name for path in _entries(directory)]
-    except OSError as error:
-        raise UserError(f"{directory} cannot be read: {first_line(error)}.") from error
-    ours = [n for n in names if n.isdecimal() or _ASIDE.fullmatch(n) or _TEMPORARY in n]
-    if names and not ours:
-        raise UserError(
-            f"{directory} is not a checkpoint directory (it holds {sorted(names)[0]!r} and no "
-            "step); give another path."
-        )
+@functools.cache
+def _quieten_orbax() -> None:
+    """Drops Orbax's tracebacks of a failed save, once and for all: `wait` raises it as one line.
 
+    They come from threads that outlive the failure, so a filter can't be taken off again. So does
+    "Event loop is closed", from TensorStore telling a finished event loop of further writes.
+    """
+    logging.getLogger("absl").addFilter(
+        lambda record: record.levelno < logging.ERROR or "/orbax/" not in record.pathname
+    )
+    show = sys.unraisablehook
 
-def _check_writable(directory: Path) -> None:
-    try:
-        directory.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=directory):
-            pass
-    except OSError as error:
-        raise UserError(
-            f"{directory} cannot be written ({first_line(error)}): give another model_dir."
-        ) from error
+    def hook(unraisable: Any) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            show(unraisable)
 
-
-def _entries(directory: Path) -> list[Path]:
-    try:
-        return list(directory.iterdir())
-    except FileNotFoundError:
-        return []
-
-
-def _is_step(path: Path) -> bool:
-    return path.name.isdecimal() and path.name == str(int(path.name)) and path.is_dir()
-
-
-def _free_name(path: Path, ending: str) -> Path:
-    name, count = path.with_name(f"{path.name}.{ending}"), 1
-    while name.exists():
-        count += 1
-        name = path.with_name(f"{path.name}.{ending}.{count}")
-    return name
-
-
-def _size_and_sum(path: Path) -> list[int | None]:
-    size = path.stat().st_size
-    return [size, zlib.crc32(path.read_bytes()) if size <= SUMMED_BYTES else None]
-
-
-def _changed_files(folder: Path, listed: Mapping[str, Any]) -> Iterator[str]:
-    for name, (size, checksum) in listed.items():
-        path = folder / name
-        if not path.is_file():
-            yield f"{name} is missing"
-        elif path.stat().st_size != size:
-            yield f"{name} has {path.stat().st_size} bytes of {size}"
-        elif checksum is not None and zlib.crc32(path.read_bytes()) != checksum:
-            yield f"{name} is not what was saved (its checksum differs)"
+    sys.unraisablehook = hook

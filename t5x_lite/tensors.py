@@ -78,6 +78,8 @@ def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
                 raise ValueError(f"two tensors have the name {path!r}")
             if not isinstance(leaf, jax.Array | jax.ShapeDtypeStruct):
                 raise TypeError(f"{path} must be a jax array, not {type(leaf).__name__}")
+            if leaf.size == 0:
+                raise ValueError(f"{path} is an empty array, which Orbax cannot store")
             flat[path] = leaf
     return dict(sorted(flat.items()))
 
@@ -178,11 +180,12 @@ def _read_errors(path: str, folder: Path) -> Iterator[None]:
         text = str(error)
         named = re.findall(rf'"{re.escape(str(folder))}/?([^"]+)"', text)
         where = f" in state/{named[-1]}" if named else ""
-        reason = re.sub(r"^[A-Z_]+: ", "", first_line(error)).split(": ")[-1]
-        raise UnusableError(f"{path} cannot be read{where} ({reason})") from error
+        raise UnusableError(f"{path} cannot be read{where} ({gist(error)})") from error
 
 
-def first_line(error: BaseException) -> str:
-    """The gist of an error that may carry pages of TensorStore's specifications."""
+def gist(error: BaseException) -> str:
+    """One clause out of an error that may carry pages of TensorStore's specifications."""
     text = (getattr(error, "strerror", None) or str(error) or type(error).__name__).splitlines()[0]
-    return text.split(" [")[0].rstrip(".")
+    text = text.split(" [")[0].rstrip(".")
+    # "OUT_OF_RANGE: Error writing … : Error writing … : No space left on device"
+    return text.split(": ")[-1] if re.match("[A-Z_]+: ", text) else text
