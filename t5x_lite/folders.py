@@ -74,7 +74,7 @@ def list_files(folder: Path) -> None:
     listed = {str(path.relative_to(folder)): _size_and_sum(path) for path in paths}
     for marker in COMMIT_MARKERS:
         listed.pop(marker, None)
-    (folder / FILES).write_text(json.dumps(listed), "utf-8")
+    (folder / FILES).write_text(json.dumps({"crc": _sum(listed), "files": listed}), "utf-8")
 
 
 def fault(folder: Path) -> str | None:
@@ -87,8 +87,10 @@ def fault(folder: Path) -> str | None:
             return f"{name} is missing"
     try:
         listed = json.loads((folder / FILES).read_text("utf-8"))
-        return next(_changes(folder, listed), None)
-    except (OSError, ValueError, TypeError, AttributeError) as error:
+        if listed["crc"] != _sum(listed["files"]):
+            return f"{FILES} is not what was saved (its checksum differs)"
+        return next(_changes(folder, listed["files"]), None)
+    except (OSError, ValueError, TypeError, KeyError) as error:
         return f"{FILES} cannot be read ({gist(error)})"
 
 
@@ -99,6 +101,10 @@ def set_aside(folder: Path, ending: str) -> Path:
         count += 1
         name = folder.with_name(f"{folder.name}.{ending}.{count}")
     return folder.rename(name)
+
+
+def _sum(listed: Any) -> int:
+    return zlib.crc32(json.dumps(listed, sort_keys=True).encode())
 
 
 def _size_and_sum(path: Path) -> list[int | None]:

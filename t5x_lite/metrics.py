@@ -6,6 +6,7 @@ Floats are written in full (a float32 as the double that it equals, so it comes 
 integers as integers. JSON has no NaN or infinity: they are written as null and read as NaN.
 """
 
+import contextlib
 import json
 import math
 import os
@@ -36,7 +37,7 @@ class MetricsLog:
     def __exit__(self, *_):
         self.close()
 
-    def write(self, step: int, **values: Any) -> None:
+    def write(self, step: int | np.integer, **values: Any) -> None:
         """Appends one row. Values are numbers, bools or strings of Python, or NumPy scalars.
 
         Raises:
@@ -88,13 +89,13 @@ class MetricsLog:
             self._file = None
 
     def _open(self) -> BinaryIO:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        file = self.path.open("ab", buffering=0)
-        # A torn last line would run into the next row.
-        whole = sum(len(line) for line, _ in self._lines())
-        if whole < file.tell():
-            file.truncate(whole)
-        return file
+        with contextlib.suppress(FileExistsError):  # if it is a file, opening says so better
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        if self.path.exists():
+            # A torn last line would run into the next row.
+            whole = sum(len(line) for line, _ in self._lines())
+            os.truncate(self.path, whole)
+        return self.path.open("ab", buffering=0)
 
     def _lines(self) -> Iterable[tuple[bytes, dict[str, Any]]]:
         try:

@@ -69,10 +69,8 @@ def flatten(tree: Tree, prefix: str = "") -> dict[str, Any]:
     """Every leaf (jax array or `ShapeDtypeStruct`) under its name, sorted by name."""
     flat: dict[str, Any] = {}
     for key, value in tree.items():
-        if not isinstance(key, str):
-            raise TypeError(f"the key {key!r} under {prefix!r} must be a str")
         inner = isinstance(value, Mapping)
-        part = flatten(value, f"{prefix}{key}/") if inner else {prefix + key: value}
+        part = flatten(value, prefix + key + "/") if inner else {prefix + key: value}
         for path, leaf in part.items():
             if path in flat:
                 raise ValueError(f"two tensors have the name {path!r}")
