@@ -20,6 +20,14 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise UserError(
             f"can't write {path}: {error.strerror or error}; free space or bind data_dir elsewhere."
         ) from error
+    except RuntimeError as error:
+        # ArrayRecord's way to say that the disk is full: "write() failed: …; writing PATH; …"
+        if "; writing " not in str(error):
+            raise
+        why = str(error).split(";")[0]
+        raise UserError(
+            f"can't write {path}: {why}; free space or bind data_dir elsewhere."
+        ) from error
 
 
 @contextlib.contextmanager

@@ -7,7 +7,7 @@ Row keys are those of `types.Batch` without the batch axis.
 
 import dataclasses
 import math
-from typing import ClassVar, Protocol
+from typing import ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -20,6 +20,7 @@ Row = dict[str, np.ndarray]
 Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 
+@runtime_checkable
 class Examples(Protocol):
     """Rows of one split under one objective."""
 

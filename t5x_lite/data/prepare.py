@@ -122,7 +122,7 @@ def _refuse_changed_input(task: Task, text: TextStore) -> None:
 
 def _split_and_write(task: Task, advance: Callable[[int], None]) -> None:
     about = {"config": task.text_config, "stamp": task.source.stamp()}
-    low, high = 2**64, 0
+    low, high = 2**64, -1
 
     def hashed(text: str) -> int:
         nonlocal low, high
@@ -144,8 +144,9 @@ def _split_and_write(task: Task, advance: Callable[[int], None]) -> None:
         return
     if low >= high:  # none, or all of them copies of one
         raise UserError(
-            f"task {task.name}: the source has {sum(counts.values())} different documents and a "
-            f"split needs 2; give more text or end documents otherwise (Text.documents_by)."
+            f"{task.source.place()} has {sum(counts.values())} documents, {int(high >= 0)} "
+            f"different; train and validation need one each: give more text or end documents "
+            f"otherwise (Text.documents_by)."
         )
     # Few documents: the fraction left one split empty, so it gets the one nearest to it.
     write(low + 1 if counts["validation"] == 0 else high)

@@ -11,7 +11,7 @@ import hashlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from t5x_lite.errors import UserError
 
@@ -29,6 +29,10 @@ class Source:
     def total_bytes(self) -> int | None:
         """Input bytes in all, where that's known; for progress."""
         return None
+
+    def place(self) -> str:
+        """Where the text lies, for messages."""
+        return type(self).__name__
 
     def describe(self) -> dict[str, Any]:
         """The config, json-able."""
@@ -52,14 +56,21 @@ class _Files(Source):
             raise UserError(f"{type(self).__name__}.paths is empty; name at least one file.")
         object.__setattr__(self, "paths", paths)
 
+    def place(self) -> str:
+        """As in `Source`."""
+        more = len(self.paths) - 1
+        return self.paths[0] + (f" and {more} more" if more else "")
+
     def files(self) -> list[Path]:
         """The files in order. Raises UserError where a path or pattern matches none."""
         return [file for path in self.paths for file in _matches(path)]
 
     def total_bytes(self) -> int | None:
+        """As in `Source`."""
         return sum(_size(file) for file in self.files())
 
     def stamp(self) -> dict[str, str]:
+        """As in `Source`."""
         return {str(file): _stamp(file) for file in self.files()}
 
 
@@ -71,7 +82,7 @@ class Text(_Files):
     "file". The file's end always does.
     """
 
-    documents_by: Literal["blank_line", "line", "file"] = "blank_line"
+    documents_by: str = "blank_line"
 
     def __post_init__(self):
         super().__post_init__()
@@ -155,6 +166,10 @@ class TFDS(Source):
                 text = _decoded(text, f"{self.data}, record {number}", 0)
             read += len(text)
             yield from _document([text], read)
+
+    def place(self) -> str:
+        """As in `Source`."""
+        return f"{self.data} ({self.split})"
 
     def _open(self):
         import tensorflow_datasets as tfds

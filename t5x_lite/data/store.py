@@ -236,8 +236,6 @@ def _write_split(
                 writer.write(row.tobytes())
                 digest.update(row.tobytes())
             parts.append(np.array([len(row) for row in rows], np.uint32))
-    except RuntimeError as error:  # how ArrayRecord says that the disk is full
-        raise OSError(str(error)) from error
     finally:
         writer.close()
     lengths = np.concatenate(parts)

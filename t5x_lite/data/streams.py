@@ -1,11 +1,12 @@
 """The documents of a split as one long row of tokens, read anywhere in it."""
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 
+@runtime_checkable
 class Documents(Protocol):
     """Tokenised documents by number."""
 

@@ -4,16 +4,15 @@ import dataclasses
 import functools
 import re
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from t5x_lite.data.objectives import Examples, Objective
 from t5x_lite.data.pipeline import Batches
 from t5x_lite.data.sources import Source
-from t5x_lite.data.store import TextStore, TokenStore
+from t5x_lite.data.store import SPLITS, TextStore, TokenStore
 from t5x_lite.data.vocabularies import Vocabulary, VocabularyConfig, load_vocabulary
 from t5x_lite.errors import UserError
 
-Split = Literal["train", "validation"]
 EVALUATION_SEED = 0  # the same noise in every evaluation, so that its losses compare
 
 
@@ -60,9 +59,7 @@ class Task:
     def _vocabulary(self) -> Vocabulary:
         return load_vocabulary(self.vocabulary, self.folder)
 
-    def batches(
-        self, split: Split = "train", *, batch_size: int, length: int, seed: int
-    ) -> Batches:
+    def batches(self, split: str = "train", *, batch_size: int, length: int, seed: int) -> Batches:
         """Endless batches, reshuffled every epoch."""
         return self._batches(split, batch_size, length, seed=seed, is_endless=True)
 
@@ -72,15 +69,15 @@ class Task:
         batch_size: int,
         length: int,
         batches: int | None = None,
-        split: Split = "validation",
+        split: str = "validation",
     ) -> Batches:
         """One pass in store order with fixed noise; the last batch is filled with empty rows."""
         return self._batches(
             split, batch_size, length, seed=EVALUATION_SEED, is_endless=False, limit=batches
         )
 
-    def _batches(self, split: Split, batch_size: int, length: int, **order: Any) -> Batches:
-        if split not in ("train", "validation"):
+    def _batches(self, split: str, batch_size: int, length: int, **order: Any) -> Batches:
+        if split not in SPLITS:
             raise UserError(f"split={split!r} is unknown; use 'train' or 'validation'.")
         return Batches(
             functools.partial(self._examples, split, length),
@@ -91,10 +88,10 @@ class Task:
             **order,
         )
 
-    def _examples(self, split: Split, length: int) -> Examples:
+    def _examples(self, split: str, length: int) -> Examples:
         return self.objective.examples(self.documents(split), self.load_vocabulary(), length)
 
-    def documents(self, split: Split) -> TokenStore:
+    def documents(self, split: str) -> TokenStore:
         """The split's tokenised documents.
 
         Raises:
@@ -111,7 +108,7 @@ class Task:
             "validation_fraction": float(self.validation_fraction),
         }
 
-    def _describe(self, split: Split, length: int) -> dict[str, Any]:
+    def _describe(self, split: str, length: int) -> dict[str, Any]:
         documents = self.documents(split)
         return {
             "task": self.name,

@@ -8,10 +8,11 @@ lossless, so bytes of text can be counted exactly (`byte_lengths`).
 import dataclasses
 import functools
 import hashlib
+import operator
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import Literal
+from typing import SupportsIndex
 
 import numpy as np
 
@@ -49,11 +50,11 @@ class Vocabulary:
         """Ids of several texts; the fast way to do many."""
         return [self.encode(text) for text in texts]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """Text of ids; special ids and sentinels give no text."""
         raise NotImplementedError
 
-    def piece(self, token: int) -> str:
+    def piece(self, token: SupportsIndex) -> str:
         """Name of one id, for people."""
         raise NotImplementedError
 
@@ -100,12 +101,12 @@ class ByteVocabulary(Vocabulary):
         """As in `Vocabulary`."""
         return [byte + self.FIRST for byte in text.encode()]
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """As in `Vocabulary`."""
         low, high = self.FIRST, self.FIRST + 256
-        return bytes(int(i) - low for i in ids if low <= i < high).decode(errors="replace")
+        return bytes(i - low for i in map(int, ids) if low <= i < high).decode(errors="replace")
 
-    def piece(self, token: int) -> str:
+    def piece(self, token: SupportsIndex) -> str:
         """As in `Vocabulary`."""
         names = {self.pad_id: "<pad>", self.eos_id: "</s>", self.unk_id: "<unk>"}
         names |= {self.bos_id: "<s>", self.cls_id: "<cls>", self.sep_id: "<sep>"}
@@ -159,11 +160,11 @@ class SentencePieceVocabulary(Vocabulary):
         """As in `Vocabulary`."""
         return self._processor.encode(texts)
 
-    def decode(self, ids: Iterable[int]) -> str:
+    def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """As in `Vocabulary`."""
-        return self._processor.decode([int(i) for i in ids if 0 <= i < self._pieces])
+        return self._processor.decode([i for i in map(int, ids) if 0 <= i < self._pieces])
 
-    def piece(self, token: int) -> str:
+    def piece(self, token: SupportsIndex) -> str:
         """As in `Vocabulary`."""
         if token in self.sentinel_ids:
             return f"<extra_id_{self.size - 1 - token}>"
@@ -185,10 +186,11 @@ def _sentinels(size: int, extra_ids: int) -> tuple[int, ...]:
     return tuple(range(size - 1, size - 1 - extra_ids, -1))
 
 
-def _checked(token: int, size: int) -> int:
-    if not 0 <= token < size:
-        raise UserError(f"id {token} is outside the vocabulary of {size}; give 0 to {size - 1}.")
-    return int(token)
+def _checked(token: SupportsIndex, size: int) -> int:
+    number = operator.index(token)
+    if not 0 <= number < size:
+        raise UserError(f"id {number} is outside the vocabulary of {size}; give 0 to {size - 1}.")
+    return number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -225,7 +227,7 @@ class SentencePiece(VocabularyConfig):
     """
 
     vocab_size: int = 4096
-    model_type: Literal["unigram", "bpe"] = "unigram"
+    model_type: str = "unigram"
     byte_fallback: bool = True
     sample: int = 4_000_000
     path: str | None = None
@@ -263,10 +265,10 @@ class SentencePiece(VocabularyConfig):
 
         import sentencepiece
 
-        model = io.BytesIO()
+        model, sentences = io.BytesIO(), _Sentences(lines)
         try:
             sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_trainable(lines),
+                sentence_iterator=iter(sentences),
                 model_writer=model,
                 vocab_size=self.vocab_size - self.extra_ids,
                 model_type=self.model_type,
@@ -275,6 +277,8 @@ class SentencePiece(VocabularyConfig):
                 **_SPECIAL,
             )
         except (RuntimeError, OSError) as error:
+            if sentences.error is not None:
+                raise sentences.error from None
             raise UserError(self._failure(str(error))) from error
         return model.getvalue()
 
@@ -317,10 +321,21 @@ _SPECIAL = {
 }
 
 
-def _trainable(lines: Iterable[str]) -> Iterator[str]:
-    for line in lines:
+class _Sentences:
+    """Lines in pieces that the trainer takes; keeps what went wrong, which it would wrap up."""
+
+    def __init__(self, lines: Iterable[str]):
+        self._lines = lines
+        self.error: BaseException | None = None
+
+    def __iter__(self) -> Iterator[str]:
         width = MAX_LINE_BYTES // 4  # a character is at most 4 bytes
-        yield from (line[i : i + width] for i in range(0, len(line), width))
+        try:
+            for line in self._lines:
+                yield from (line[i : i + width] for i in range(0, len(line), width))
+        except BaseException as error:
+            self.error = error
+            raise
 
 
 def load_vocabulary(config: VocabularyConfig, folder: Path) -> Vocabulary:

@@ -1,0 +1,1 @@
+"""Text to batches: sources, vocabularies, stores, objectives and the order of examples."""

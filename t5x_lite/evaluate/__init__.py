@@ -1,0 +1,1 @@
+"""What a model or a baseline scores on held-out data."""

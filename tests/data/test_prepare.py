@@ -1,0 +1,259 @@
+import dataclasses
+import io
+import os
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from t5x_lite.data.prepare import prepare, train_tokenizer
+from t5x_lite.data.sources import Text
+from t5x_lite.data.store import TextStore
+from t5x_lite.data.vocabularies import SentencePiece
+from t5x_lite.errors import UserError
+
+
+def said(verb, task):
+    console = Console(file=io.StringIO(), width=80)
+    verb(task, console)
+    return console.file.getvalue()
+
+
+def everything(folder):
+    """Content of every file, and when it was written."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != ".lock"]
+    return {str(p.relative_to(folder)): (p.read_bytes(), p.stat().st_mtime_ns) for p in files}
+
+
+def documents(task):
+    text = TextStore.open(task.folder, task.text_config)
+    return {s: [t for chunk in text.chunks(s) for t in chunk] for s in ("train", "validation")}
+
+
+@pytest.fixture
+def piece_task(byte_task):
+    return dataclasses.replace(byte_task, vocabulary=SentencePiece(vocab_size=400))
+
+
+def test_stored_tokens_are_the_encoded_documents_in_order(piece_task, quiet):
+    prepare(piece_task, quiet)
+    vocabulary = piece_task.load_vocabulary()
+    for split, texts in documents(piece_task).items():
+        store = piece_task.documents(split)
+        assert len(store) == len(texts)
+        for ids, text in zip(store.read(0, len(store)), texts, strict=True):
+            assert ids.dtype == np.int32
+            assert ids.tolist() == vocabulary.encode(text)
+        assert store.read(3, 5)[1].tolist() == vocabulary.encode(texts[4])
+    assert "tensorflow" not in sys.modules
+
+
+def test_the_split_loses_and_doubles_nothing_and_keeps_order(piece_task, quiet):
+    prepare(piece_task, quiet)
+    splits = documents(piece_task)
+    source = [text for text, _ in piece_task.source.documents()]
+    assert sorted(splits["train"] + splits["validation"]) == sorted(source)
+    assert splits["train"] == [text for text in source if text in set(splits["train"])]
+    assert 4 <= len(splits["validation"]) <= 22  # a fifth of 60, within four standard deviations
+
+
+def test_a_grown_corpus_keeps_its_split_and_copies_stay_on_one_side(byte_task, corpus, quiet):
+    prepare(byte_task, quiet)
+    before = documents(byte_task)
+    corpus.write_text("\n\n".join(["a new first one", corpus.read_text(), corpus.read_text()]))
+    grown = dataclasses.replace(byte_task, name="grown")
+    prepare(grown, quiet)
+    after = documents(grown)
+    for split in before:
+        assert set(before[split]) <= set(after[split])
+    assert not set(after["train"]) & set(after["validation"])
+
+
+def test_again_does_nothing_and_says_so(piece_task):
+    first = said(prepare, piece_task)
+    before = everything(piece_task.folder)
+    again = said(prepare, piece_task)
+    assert everything(piece_task.folder) == before
+    assert "storing" in first
+    assert "training" in first
+    assert [line.split(": ")[1].split()[0] for line in again.splitlines()] == [
+        "text",
+        "tokenizer",
+        "tokens",
+    ]
+    assert again.count("there") == 3
+    assert said(train_tokenizer, piece_task).count("there") == 2
+
+
+def test_preparing_twice_elsewhere_gives_the_same_files(piece_task, tmp_path, quiet):
+    other = dataclasses.replace(piece_task, data_dir=str(tmp_path / "other"))
+    for task in (piece_task, other):
+        prepare(task, quiet)
+    left, right = everything(piece_task.folder), everything(other.folder)
+    assert left.keys() == right.keys()
+    for name in left:
+        if not name.endswith(("tokenizer.model", "array_record-00000", ".array_record")):
+            assert left[name][0] == right[name][0], name
+    assert piece_task.documents("train").digest == other.documents("train").digest
+
+
+def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(byte_task, tmp_path):
+    assert "\x1b[" not in said(prepare, byte_task)
+    console = Console(file=io.StringIO(), force_terminal=True, width=80)
+    prepare(dataclasses.replace(byte_task, data_dir=str(tmp_path / "other")), console)
+    assert "━" in console.file.getvalue()
+
+
+@pytest.mark.parametrize("stage", ["text", "tokenizer", "tokens"])
+def test_what_fails_halfway_leaves_nothing_and_is_mended_by_running_again(
+    piece_task, monkeypatch, quiet, stage
+):
+    import t5x_lite.data.prepare as module
+
+    def broken(stream):
+        for number, item in enumerate(stream):
+            if number == 1:
+                raise KeyboardInterrupt
+            yield item
+
+    with monkeypatch.context() as patch:
+        if stage == "text":
+            real = module._watched
+            patch.setattr(module, "_watched", lambda *a: broken(real(*a)))
+        elif stage == "tokenizer":
+            real = module._sampled_lines
+            patch.setattr(module, "_sampled_lines", lambda *a: broken(real(*a)))
+        else:
+            real = module._counted
+            splits = ("train", "validation")
+            broken_split = lambda *a: {s: broken(iter([["a"], ["b"]])) for s in splits}  # noqa: E731
+            patch.setattr(module, "_counted", broken_split)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(piece_task, quiet)
+    left = {path.name for path in piece_task.folder.iterdir()} - {".lock"}
+    done = {"text": set(), "tokenizer": {"text"}}
+    done["tokens"] = {"text", "tokenizer.json", "tokenizer.model"}
+    assert left == done[stage]
+    prepare(piece_task, quiet)
+    assert piece_task.batches(batch_size=2, length=8, seed=0)[0]
+
+
+def test_what_a_killed_run_left_is_replaced(byte_task, quiet):
+    beside = byte_task.folder / "text.partial"
+    beside.mkdir(parents=True)
+    (beside / "half").write_text("half")
+    prepare(byte_task, quiet)
+    assert not beside.exists()
+    assert not (byte_task.folder / "text" / "half").exists()
+
+
+def test_few_documents_still_split_and_one_cannot(tmp_path, byte_task, quiet):
+    file = tmp_path / "few.txt"
+
+    def attempt(name, content, fraction):
+        file.write_text(content)
+        task = dataclasses.replace(
+            byte_task, name=name, source=Text(str(file)), validation_fraction=fraction
+        )
+        prepare(task, quiet)
+        return {split: len(texts) for split, texts in documents(task).items()}
+
+    few = "one\n\ntwo\n\nthree\n\n"
+    assert attempt("little", few, 1e-6) == {"train": 2, "validation": 1}
+    assert attempt("much", few, 1 - 1e-6) == {"train": 1, "validation": 2}
+    for content, count in (("", 0), (" \n\n \n", 0), ("one", 1), ("one\n\none\n\none", 3)):
+        with pytest.raises(UserError, match=f"few.txt has {count} documents, {min(count, 1)} diff"):
+            attempt(f"bad{count}{len(content)}", content, 0.5)
+        assert not (byte_task.folder.parent / f"bad{count}{len(content)}" / "text").exists()
+
+
+def refusal(verb, task, quiet):
+    with pytest.raises(UserError) as caught:
+        verb(task, quiet)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_another_config_on_the_same_store_is_refused_with_the_difference(
+    piece_task, corpus, tmp_path, quiet
+):
+    prepare(piece_task, quiet)
+    before = everything(piece_task.folder)
+    fraction = dataclasses.replace(piece_task, validation_fraction=0.5)
+    assert "validation_fraction 0.2 → 0.5" in refusal(prepare, fraction, quiet)
+    by_line = dataclasses.replace(piece_task, source=Text(str(corpus), documents_by="line"))
+    assert "documents_by 'blank_line' → 'line'" in refusal(prepare, by_line, quiet)
+    larger = dataclasses.replace(piece_task, vocabulary=SentencePiece(vocab_size=390))
+    assert "vocab_size 400 → 390" in refusal(train_tokenizer, larger, quiet)
+    assert "vocab_size 400 → 390" in refusal(lambda t, _: t.load_vocabulary(), larger, quiet)
+    assert everything(piece_task.folder) == before
+
+
+def test_a_changed_input_is_refused_and_a_missing_one_is_not_needed(piece_task, corpus, quiet):
+    prepare(piece_task, quiet)
+    content = corpus.read_text()
+    corpus.write_text(content.replace("hills", "holls"))
+    assert "changed since" in refusal(prepare, piece_task, quiet)
+    corpus.unlink()
+    prepare(piece_task, quiet)
+    assert piece_task.batches(batch_size=2, length=8, seed=0)[0]
+
+
+def test_a_tokenizer_of_another_text_is_refused(piece_task, corpus, quiet):
+    import shutil
+
+    prepare(piece_task, quiet)
+    shutil.rmtree(piece_task.folder / "text")
+    corpus.write_text(corpus.read_text() + "\n\nmore")
+    assert "was trained on another text" in refusal(prepare, piece_task, quiet)
+
+
+def test_nothing_is_kept_of_a_broken_corpus(byte_task, corpus, quiet):
+    corpus.write_bytes(b"fine\n\n" * 300 + b"\xff")
+    assert f"{corpus} isn't UTF-8 at byte 1800 (0xff)" in refusal(prepare, byte_task, quiet)
+    assert {path.name for path in byte_task.folder.iterdir()} == {".lock"}
+
+
+def test_a_disk_that_cannot_be_written_is_named(byte_task, tmp_path, quiet):
+    (tmp_path / "file").write_text("")
+    task = dataclasses.replace(byte_task, data_dir=str(tmp_path / "file"))
+    message = refusal(prepare, task, quiet)
+    assert f"can't write {tmp_path / 'file'}" in message
+    assert "data_dir" in message
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
+@pytest.mark.parametrize("stage", ["text", "tokens"])
+def test_a_full_disk_is_named_and_nothing_half_written_stays(byte_task, monkeypatch, quiet, stage):
+    name = {"text": "text-train.array_record-00000", "tokens": "train.array_record"}[stage]
+    real = Path.mkdir
+
+    def mkdir(self, *args, **kwargs):
+        real(self, *args, **kwargs)
+        if self.name.startswith(stage) and self.name.endswith(".partial"):
+            (self / name).symlink_to("/dev/full")
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    assert "can't write" in refusal(prepare, byte_task, quiet)
+    assert not list(byte_task.folder.glob(f"{stage}*"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "missing", "other", "index"])
+def test_a_damaged_store_is_named_and_never_read_as_tokens(byte_task, quiet, damage):
+    prepare(byte_task, quiet)
+    (folder,) = byte_task.folder.glob("tokens-*")
+    records = folder / "train.array_record"
+    if damage == "cut":
+        records.write_bytes(records.read_bytes()[:1000])
+    elif damage == "missing":
+        records.unlink()
+    elif damage == "other":
+        records.write_bytes((folder / "validation.array_record").read_bytes())
+    else:
+        lengths = np.load(folder / "train.lengths.npy")
+        np.save(folder / "train.lengths.npy", lengths + 1)
+    with pytest.raises(UserError, match=f"{folder} is damaged") as caught:
+        byte_task.batches(batch_size=2, length=64, seed=0)[0]
+    assert "\n" not in str(caught.value)
