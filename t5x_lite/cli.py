@@ -84,7 +84,8 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
         try:
             prompts += lines_of(Path(args.prompts_file).read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"--prompts_file {args.prompts_file}: {error}") from error
+            why = getattr(error, "strerror", None) or error
+            raise UserError(f"--prompts_file {args.prompts_file}: {why}.") from error
     elif not prompts and sys.stdin is not None and not sys.stdin.isatty():
         prompts = lines_of(sys.stdin.read())
     # Nothing given: one text from its beginning.
