@@ -338,13 +338,13 @@ class Checkpointer:
 
 @functools.cache
 def _quieten_orbax() -> None:
-    """Drops Orbax's tracebacks of a failed save, once and for all: `wait` raises it as one line.
+    """Drops what Orbax prints of a failed save, once and for all: `wait` raises it as one line.
 
-    They come from threads that outlive the failure, so a filter can't be taken off again. So does
+    Its tracebacks come from threads that outlive the failure, so a filter can't be taken off again. So does
     "Event loop is closed", from TensorStore telling a finished event loop of further writes.
     """
     logging.getLogger("absl").addFilter(
-        lambda record: record.levelno < logging.ERROR or "/orbax/" not in record.pathname
+        lambda record: record.levelno < logging.WARNING or "/orbax/" not in record.pathname
     )
     show = sys.unraisablehook
 

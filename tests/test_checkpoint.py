@@ -1,6 +1,7 @@
 import json
 import os
 import re
+import runpy
 import shutil
 import signal
 import subprocess
@@ -433,3 +434,20 @@ def test_reading_creates_nothing(tmp_path):
 def test_keeping_nothing_is_refused(tmp_path, options):
     with pytest.raises(UserError, match=r"=0 must be at least 1"):
         Checkpointer(tmp_path, **options)
+
+
+# Old formats.
+
+GOLDEN = Path(__file__).parent / "golden"
+
+
+@pytest.mark.parametrize("number", range(1, checkpoint.FORMAT + 1))
+@pytest.mark.parametrize("devices", [1, 8])
+def test_every_format_keeps_loading(number, devices):
+    made = runpy.run_path(str(GOLDEN / "make.py"))
+    want = jax.device_put(made["tree"](), sharding(devices))
+    lines = []
+    restored = reading(GOLDEN / f"format_{number}", lines).restore(like(want))
+    assert lines == []
+    assert (restored.step, restored.meta) == (20, made["META"])
+    assert_same_bits(restored.tree, want)
