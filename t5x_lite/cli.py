@@ -6,6 +6,7 @@ they bind. Nothing heavy is imported before a verb runs, so that `--help` answer
 
 import argparse
 import contextlib
+import copy
 import difflib
 import importlib
 import inspect
@@ -146,6 +147,7 @@ def configure(args: argparse.Namespace, target: str, **fallback: str) -> Callabl
     for override in args.overrides:
         apply_override(override)
     check_macros(function)
+    check_values(function)
     return gin.get_configurable(function)
 
 
@@ -240,6 +242,37 @@ def check_macros(function: Callable[..., Any]) -> None:
             else:
                 remedy = REMEDIES.get(name, f"add --gin.{name}=VALUE")
                 raise UserError(f"{name} has no value; {remedy}.")
+
+
+def check_values(function: Callable[..., Any]) -> None:
+    """Refuses a value of the wrong type, by building everything once before the call.
+
+    After this, a TypeError is a bug and deserves its traceback.
+    """
+    parameters = inspect.signature(function).parameters
+    for key in bindings_of(function):
+        for name, value in gin.config._CONFIG[key].items():
+            try:
+                built = copy.deepcopy(value)
+            except UserError:
+                raise
+            except (TypeError, ValueError) as error:
+                raise UserError(f"{name} = {value}: {str(error).splitlines()[0]}") from error
+            annotation = parameters[name].annotation
+            if not has_type(built, annotation):
+                kind = getattr(annotation, "__name__", annotation)
+                raise UserError(f"{name} = {value} is {built!r}, but must be of type {kind}.")
+
+
+def has_type(value: Any, annotation: Any) -> bool:
+    """False for a plain value, as gin writes them, that isn't of its parameter's plain type."""
+    plain = isinstance(value, bool | int | float | str | list | tuple | dict)
+    if annotation is inspect.Parameter.empty or not plain:
+        return True
+    try:
+        return isinstance(value, annotation)
+    except TypeError:  # list[int] and the like can't be asked
+        return True
 
 
 def has_value(macro: str) -> bool:
