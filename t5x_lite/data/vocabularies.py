@@ -51,7 +51,7 @@ class Vocabulary:
         return [self.encode(text) for text in texts]
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
-        """Text of ids; special ids and sentinels give no text."""
+        """Text of ids; special ids (but unknown) and sentinels give no text."""
         raise NotImplementedError
 
     def piece(self, token: SupportsIndex) -> str:
@@ -59,7 +59,11 @@ class Vocabulary:
         raise NotImplementedError
 
     def byte_lengths(self) -> np.ndarray:
-        """[V] int32: bytes of raw text that each id stands for (0 for special ids)."""
+        """[V] int32: bytes of raw text that each id stands for (0 for special ids).
+
+        Exact for what `train` makes and for bytes; a given model that normalises its text counts
+        the normalised text.
+        """
         raise NotImplementedError
 
     @functools.cached_property
