@@ -5,6 +5,7 @@ layers in one leaf with a leading axis "layers"; an unrolled one has `layers_0`,
 The first form is the one that checkpoints hold, whichever way the model is compiled.
 """
 
+import dataclasses
 import math
 import re
 from collections.abc import Mapping
@@ -38,9 +39,14 @@ def smallest_batch(config: ModelConfig, rows: int = 1, length: int = 2) -> dict[
 
 
 def init(config: ModelConfig, key: KeyArray) -> Params:
-    """The model's initial parameters, float32. Run it under `jax.jit`: eager bits differ."""
-    variables = Transformer(config).init(key, smallest_batch(config))
-    return jax.tree.map(lambda box: box.value, variables["params"], is_leaf=_is_box)
+    """The model's initial parameters, float32; the same whether scanned or unrolled.
+
+    Run it under `jax.jit`: eager bits differ.
+    """
+    scanned = dataclasses.replace(config, scan=True)
+    variables = Transformer(scanned).init(key, smallest_batch(config))
+    params = jax.tree.map(lambda box: box.value, variables["params"], is_leaf=_is_box)
+    return params if config.scan else unstack_layers(params)
 
 
 def abstract(config: ModelConfig) -> tuple[PyTree, PyTree]:

@@ -1,0 +1,187 @@
+"""Optimizers as configs that build Optax chains, and how their state lies over the mesh.
+
+A stack of layers is one parameter with a leading axis "layers". Rules with statistics of a whole
+tensor (Adafactor's factors, clipping by RMS) therefore run once a layer, by `per_tensor`, so that
+a scanned and an unrolled model learn the same.
+"""
+
+import dataclasses
+import re
+
+import jax
+import numpy as np
+import optax
+
+from t5x_lite.errors import UserError
+from t5x_lite.schedules import Schedule
+from t5x_lite.types import PyTree
+
+Axes = PyTree  # a tree like the parameters', of tuples of logical axis names
+
+
+@dataclasses.dataclass(frozen=True)
+class AdamW:
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+
+    schedule: Schedule
+    b1: float | int = 0.9
+    b2: float | int = 0.95
+    epsilon: float | int = 1e-8
+    weight_decay: float | int = 0.1
+    decay: str = r"(kernel|embedding)$"  # which parameters decay: a regular expression
+    clip_norm: float | int | None = 1.0  # of all gradients together; None: no clipping
+
+    def build(self, axes: Axes) -> optax.GradientTransformation:
+        """The Optax chain for parameters with these logical axes."""
+        adam = optax.scale_by_adam(self.b1, self.b2, self.epsilon)
+        decay = optax.add_decayed_weights(self.weight_decay, mask=decay_mask(self.decay, axes))
+        rate = optax.scale_by_learning_rate(self.schedule)
+        return relaxed(optax.chain(*clip(self.clip_norm), adam, decay, rate))
+
+
+@dataclasses.dataclass(frozen=True)
+class Adafactor:
+    """Factored second moments, updates relative to the parameter's scale (Shazeer, Stern 2018).
+
+    As T5 uses it (Raffel et al. 2020, §3.1.2): no momentum, decay 1 - step^-0.8, updates clipped
+    at RMS 1; `schedule` then is a relative step size.
+    """
+
+    schedule: Schedule
+    decay_rate: float | int = 0.8
+    epsilon: float | int = 1e-30
+    clip_rms: float | int = 1.0
+    min_factored: int = 128  # smaller matrices keep a full second moment
+    weight_decay: float | int = 0.0
+    decay: str = r"(kernel|embedding)$"
+    clip_norm: float | int | None = None
+
+    def build(self, axes: Axes) -> optax.GradientTransformation:
+        """The Optax chain for parameters with these logical axes."""
+        rule = optax.chain(
+            optax.scale_by_factored_rms(
+                decay_rate=self.decay_rate,
+                epsilon=self.epsilon,
+                min_dim_size_to_factor=self.min_factored,
+            ),
+            optax.clip_by_block_rms(self.clip_rms),
+            optax.scale_by_param_block_rms(),
+        )
+        decay = optax.add_decayed_weights(self.weight_decay, mask=decay_mask(self.decay, axes))
+        rate = optax.scale_by_learning_rate(self.schedule)
+        return relaxed(optax.chain(*clip(self.clip_norm), per_tensor(rule, axes), decay, rate))
+
+
+Optimizer = AdamW | Adafactor
+
+
+def clip(norm: float | int | None) -> list[optax.GradientTransformation]:
+    """Clipping by the global norm of all gradients, or nothing."""
+    return [] if norm is None else [optax.clip_by_global_norm(norm)]
+
+
+def relaxed(transform: optax.GradientTransformation) -> optax.GradientTransformation:
+    """Optax relies on implicit promotion in places; here alone strict promotion is off."""
+
+    def init(params):
+        with jax.numpy_dtype_promotion("standard"):
+            return transform.init(params)
+
+    def update(gradients, state, params):
+        with jax.numpy_dtype_promotion("standard"):
+            return transform.update(gradients, state, params)
+
+    return optax.GradientTransformation(init, update)
+
+
+def decay_mask(pattern: str, axes: Axes) -> PyTree:
+    """True for parameters whose path, such as `decoder/final_norm/scale`, matches.
+
+    Raises:
+        UserError: not a regular expression.
+    """
+    try:
+        matches = re.compile(pattern).search
+    except re.error as error:
+        raise UserError(f"decay={pattern!r} is not a regular expression: {error}.") from error
+    return jax.tree_util.tree_map_with_path(
+        lambda path, _: matches(path_name(path)) is not None, axes, is_leaf=_is_axes
+    )
+
+
+def per_tensor(rule: optax.GradientTransformation, axes: Axes) -> optax.GradientTransformation:
+    """Applies `rule` to each parameter alone, and to each layer of a stacked one.
+
+    The state is a tree like the parameters', with the rule's state of each in its leaf's place.
+    """
+    stacked = jax.tree.map(lambda names: names[:1] == ("layers",), axes, is_leaf=_is_axes)
+
+    def init(params):
+        return jax.tree.map(
+            lambda many, param: (jax.vmap(rule.init) if many else rule.init)(param),
+            stacked,
+            params,
+        )
+
+    def update(gradients, state, params):
+        many, tree = jax.tree.flatten(stacked)
+        results = [
+            (jax.vmap(rule.update) if many else rule.update)(*leaf)
+            for many, *leaf in zip(
+                many, *map(tree.flatten_up_to, (gradients, state, params)), strict=True
+            )
+        ]
+        return tuple(tree.unflatten(part) for part in zip(*results, strict=True))
+
+    return optax.GradientTransformation(init, update)
+
+
+def path_name(path: tuple) -> str:
+    """A leaf's path, `decoder/layers/ffn/up/kernel`."""
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def state_axes(state: PyTree, shapes: PyTree, axes: Axes) -> PyTree:
+    """Logical axes of every leaf of an optimizer's state.
+
+    A leaf belongs to the parameter whose path its own contains. It has that parameter's axes if it
+    has its shape, those that are left if it is one of Adafactor's factors, and none otherwise.
+
+    Args:
+        state: the state's shapes, by `jax.eval_shape`.
+        shapes: the parameters' shapes.
+        axes: the parameters' logical axes.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    names = jax.tree.leaves(axes, is_leaf=_is_axes)
+    known = {
+        path_name(path): (leaf.shape, n) for (path, leaf), n in zip(leaves, names, strict=True)
+    }
+
+    def of(path, leaf):
+        name = path_name(path)
+        owners = [owner for owner in known if f"/{owner}/" in f"/{name}/"]
+        whole = (None,) * len(leaf.shape)
+        if not owners:
+            return whole
+        shape, axis_names = known[max(owners, key=len)]
+        if leaf.shape == shape:
+            return axis_names
+        factor = {"v_row": -1, "v_col": -2}.get(name.rsplit("/", 1)[-1])
+        return whole if factor is None else _without(shape, axis_names, factor, leaf.shape) or whole
+
+    return jax.tree_util.tree_map_with_path(of, state)
+
+
+def _without(shape, names, rank, expected):
+    """Axes of a factor: Optax drops the largest axis for the rows, the second for the columns."""
+    first = 1 if names[:1] == ("layers",) else 0
+    dropped = first + int(np.argsort(shape[first:])[rank]) if len(shape) - first > 1 else None
+    left = tuple(size for axis, size in enumerate(shape) if axis != dropped)
+    if left != expected:
+        return None
+    return tuple(name for axis, name in enumerate(names) if axis != dropped)
+
+
+def _is_axes(node) -> bool:
+    return isinstance(node, tuple)
