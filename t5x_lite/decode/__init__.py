@@ -1,0 +1,1 @@
+"""From a model and prompts to tokens: sampling, generation, masks filled. Knows no tokenizer."""
