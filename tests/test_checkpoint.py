@@ -177,6 +177,7 @@ def test_a_flipped_bit_in_a_large_tensor_is_found(tmp_path, at, capfd):
     write(tmp_path, trees)
     largest = max((tmp_path / "20").rglob("*"), key=lambda p: p.stat().st_size)
     assert largest.stat().st_size > folders.SUMMED_BYTES
+    assert reading(tmp_path).restore(like(trees[0])).step == 20  # and nothing of this is kept
     flip(largest, at)
     lines = []
     restored = reading(tmp_path, lines).restore(like(trees[0]))
@@ -288,24 +289,29 @@ def test_keeps_the_last_n_and_every_kth(tmp_path, keep_last, keep_every):
 def test_a_later_save_sets_bad_folders_aside_and_counts_only_good_ones(copy):
     cut(copy / "20" / "meta" / "metadata")
     (copy / "30").mkdir()
+    write(copy.parent / "other", [{"x": jnp.ones(1)}])
+    shutil.copytree(copy.parent / "other" / "10", copy / "40")  # whole, but of another model
     held, lines = all_files(copy / "20"), []
     with Checkpointer(copy, keep_last=2, report=lines.append) as checkpointer:
         assert checkpointer.restore(like(make_tree(1))).step == 10
-        assert sorted(p.name for p in copy.iterdir()) == ["10", "20", "30"]  # left alone
-        checkpointer.save(15, make_tree(5), {})
-        checkpointer.save(20, make_tree(7), {})
-    assert sorted(p.name for p in copy.iterdir()) == ["15", "20", "20.bad", "30.bad"]
+        assert sorted(p.name for p in copy.iterdir()) == ["10", "20", "30", "40"]  # left alone
+        checkpointer.save(30, make_tree(5), {})
+        checkpointer.save(40, make_tree(7), {})
+    assert sorted(p.name for p in copy.iterdir()) == ["20.bad", "30", "30.bad", "40", "40.bad"]
     assert all_files(copy / "20.bad") == held
-    assert [line for line in lines if "set aside" in line] == [
-        f"checkpoint {copy / '20'}: set aside as 20.bad",
-        f"checkpoint {copy / '30'}: set aside as 30.bad",
+    assert sorted(line for line in lines if "set aside" in line) == [
+        f"checkpoint {copy / str(step)}: set aside as {step}.bad" for step in (20, 30, 40)
     ]
     assert_same_bits(reading(copy).restore(like(make_tree(7))).tree, make_tree(7))
+
+
+def test_a_bad_folder_below_the_saved_step_is_set_aside_too(copy):
     flip(copy / "20" / "state" / "_METADATA")
-    with Checkpointer(copy, report=lines.append) as checkpointer:
-        assert checkpointer.restore(like(make_tree(5))).step == 15
-        checkpointer.save(20, make_tree(7), {})
-    assert sorted(p.name for p in copy.iterdir()) == ["15", "20", "20.bad", "20.bad.2", "30.bad"]
+    shutil.copytree(copy / "20", copy / "20.bad")  # of an earlier time
+    with Checkpointer(copy, keep_last=2) as checkpointer:
+        checkpointer.restore(like(make_tree(1)))
+        checkpointer.save(30, make_tree(7), {})
+    assert sorted(p.name for p in copy.iterdir()) == ["10", "20.bad", "20.bad.2", "30"]
 
 
 def test_going_on_from_an_older_step_supersedes_the_newer(copy):
@@ -342,7 +348,7 @@ def test_a_kill_just_before_the_commit_leaves_the_one_before(tmp_path):
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
 
 
-def test_a_disk_that_fills_up_is_one_line_and_loses_nothing(tmp_path, capfd):
+def test_a_disk_that_fills_up_is_one_line_and_loses_nothing(tmp_path, capfd, caplog):
     resource = pytest.importorskip("resource")  # a limit on file sizes stands in for the disk
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     tree = {"x": jax.random.normal(jax.random.key(0), BIG)}
@@ -361,6 +367,7 @@ def test_a_disk_that_fills_up_is_one_line_and_loses_nothing(tmp_path, capfd):
         checkpointer.save(2, tree, {})
     assert sorted(p.name for p in tmp_path.iterdir()) == ["1", "2"]
     assert capfd.readouterr().err == ""
+    assert caplog.records == []
 
 
 def test_the_stored_names_are_the_paths(two):
