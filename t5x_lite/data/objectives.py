@@ -35,7 +35,7 @@ class Examples(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Objective:
-    """Base of the objectives. `family` says which models it fits."""
+    """Base of the objectives. `family`, a `ModelConfig.kind`, says which models it fits."""
 
     family: ClassVar[str]
 
@@ -56,7 +56,7 @@ class CausalLM(Objective):
     positions of their own. A bos is never a target that counts, every other token is one once.
     """
 
-    family: ClassVar[str] = "decoder"
+    family: ClassVar[str] = "decoder-only"
 
     def shapes(self, length: int) -> Shapes:
         """As in `Objective`."""
@@ -102,7 +102,7 @@ class MaskedLM(Objective):
     `randomised` a random ordinary token, the rest stay. Only chosen tokens have weight.
     """
 
-    family: ClassVar[str] = "encoder"
+    family: ClassVar[str] = "encoder-only"
     density: float | int = 0.15
     masked: float | int = 0.8
     randomised: float | int = 0.1
@@ -180,7 +180,7 @@ class SpanCorruption(Objective):
     each sentinel and what it stands for; both sides end with eos. One segment a row.
     """
 
-    family: ClassVar[str] = "encoder_decoder"
+    family: ClassVar[str] = "encoder-decoder"
     density: float | int = 0.15
     mean_span: float | int = 3
 

@@ -38,13 +38,17 @@ def smallest_batch(config: ModelConfig, rows: int = 1, length: int = 2) -> dict[
     return batch
 
 
+def scanned(config: ModelConfig) -> ModelConfig:
+    """The same model with its layers stacked, the form in which it is initialised and stored."""
+    return dataclasses.replace(config, scan=True)
+
+
 def init(config: ModelConfig, key: KeyArray) -> Params:
     """The model's initial parameters, float32; the same whether scanned or unrolled.
 
     Run it under `jax.jit`: eager bits differ.
     """
-    scanned = dataclasses.replace(config, scan=True)
-    variables = Transformer(scanned).init(key, smallest_batch(config))
+    variables = Transformer(scanned(config)).init(key, smallest_batch(config))
     params = jax.tree.map(lambda box: box.value, variables["params"], is_leaf=_is_box)
     return params if config.scan else unstack_layers(params)
 

@@ -1,6 +1,5 @@
 """The train state: what a step reads and returns, how it lies over a mesh, how it is stored."""
 
-import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
@@ -101,8 +100,7 @@ def stored_shapes(
     model: ModelConfig, optimizer: Optimizer, sharding: Sharding, ema: bool = False
 ) -> PyTree:
     """What `Checkpointer.restore` is to give back: `to_tree`'s shapes, with shardings."""
-    scanned = dataclasses.replace(model, scan=True)
-    shapes, shardings = state_shardings(scanned, optimizer, sharding, ema)
+    shapes, shardings = state_shardings(parameters.scanned(model), optimizer, sharding, ema)
     return to_tree(
         jax.tree.map(
             lambda leaf, where: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=where),

@@ -1,0 +1,47 @@
+"""The loss on held-out batches, while training and afterwards."""
+
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from t5x_lite.data.pipeline import Batches, iterate
+from t5x_lite.losses import Apply, CrossEntropy, Loss
+from t5x_lite.partitioning import Sharding
+from t5x_lite.train.step import make_eval_step
+from t5x_lite.types import Batch, Params
+
+Evaluate = Callable[[Params], dict[str, float]]
+
+
+def on_mesh(batches: Iterator[Batch], sharding: Sharding) -> Iterator[Batch]:
+    """Batches as arrays of the mesh, their rows over its data axes."""
+    for batch in batches:
+        yield {name: jax.device_put(x, sharding.batch(x.shape)) for name, x in batch.items()}
+
+
+def make_evaluate(apply: Apply, loss: Loss, batches: Batches, sharding: Sharding) -> Evaluate:
+    """`evaluate(params)`: the loss's first term and its metrics over all of `batches`, averaged.
+
+    Keys are `eval/loss`, `eval/accuracy`, …; nothing that regularises training counts.
+    """
+    plain = CrossEntropy() if isinstance(loss, CrossEntropy) else loss
+    eval_step = jax.jit(make_eval_step(apply, plain))
+    main = next(iter(plain.coefficients))
+
+    def evaluate(params: Params) -> dict[str, float]:
+        began = time.perf_counter()
+        totals: dict[str, Any] = {}
+        for batch in on_mesh(iterate(batches), sharding):
+            for name, pair in eval_step(params, batch).items():
+                # Sums over many batches are kept in double precision.
+                totals[name] = totals.get(name, 0.0) + np.asarray(pair, np.float64)
+        row = {
+            f"eval/{'loss' if name == main else name}": float(total / weight)
+            for name, (total, weight) in totals.items()
+        }
+        return {**row, "eval/seconds": time.perf_counter() - began}
+
+    return evaluate

@@ -1,0 +1,257 @@
+"""The training loop: restore or begin, then step, log, evaluate and save until it is done."""
+
+import contextlib
+import json
+import signal
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from t5x_lite.checkpoint import Checkpointer
+from t5x_lite.data.pipeline import Batches, iterate
+from t5x_lite.data.tasks import Task
+from t5x_lite.errors import UserError
+from t5x_lite.losses import CrossEntropy, Loss
+from t5x_lite.metrics import MetricsLog
+from t5x_lite.nn import parameters
+from t5x_lite.nn.config import ModelConfig
+from t5x_lite.optim import Optimizer
+from t5x_lite.partitioning import MeshConfig, Sharding
+from t5x_lite.train import identity
+from t5x_lite.train.describe import describe
+from t5x_lite.train.evaluation import make_evaluate, on_mesh
+from t5x_lite.train.meter import Meter
+from t5x_lite.train.progress import Progress
+from t5x_lite.train.restore import FOLDER, restore_or_init
+from t5x_lite.train.state import to_tree
+from t5x_lite.train.step import check_batch, make_train_step, model_apply
+
+
+def train(
+    *,
+    model: ModelConfig,
+    task: Task,
+    model_dir: str,
+    steps: int,
+    batch_size: int,
+    length: int,
+    optimizer: Optimizer,
+    seed: int = 0,
+    loss: Loss = CrossEntropy(),  # noqa: B008 - frozen
+    microbatches: int = 1,
+    eval_period: int | None = None,
+    eval_batches: int | None = None,
+    checkpoint_period: int | None = None,
+    log_period: int = 10,
+    keep_last: int = 3,
+    keep_every: int | None = None,
+    mesh: MeshConfig = MeshConfig(),  # noqa: B008 - frozen
+    rules: str = "fsdp",
+    ema_decay: float | int | None = None,
+    peak_flops: float | int | None = None,
+    config_text: str = "",
+) -> None:
+    """Trains `model` on `task` for `steps` updates, from the newest good checkpoint on.
+
+    A run that is killed and started again is bitwise the run that was not. Ctrl-C and SIGTERM
+    finish the step, save and stop.
+
+    Args:
+        model: the model's config.
+        task: what it learns from which text; prepared by `t5x_lite data prepare`.
+        model_dir: for checkpoints, metrics.jsonl and the record of the run.
+        steps: updates in all.
+        batch_size: rows a batch, over all devices and microbatches.
+        length: tokens a row; of an encoder-decoder, the encoder's.
+        optimizer: AdamW or Adafactor with a schedule.
+        seed: of parameters, data order, noise and dropout.
+        loss: the training loss.
+        microbatches: parts of a batch that are computed one after the other to save memory.
+        eval_period: updates between evaluations on the validation split; None for none.
+        eval_batches: batches of each evaluation; None for the whole split.
+        checkpoint_period: updates between checkpoints; None for the last step's only.
+        log_period: updates between lines of metrics.jsonl.
+        keep_last: newest checkpoints to keep.
+        keep_every: checkpoints at multiples of it are kept for ever.
+        mesh: devices along each mesh axis.
+        rules: rule table of `partitioning.RULES`.
+        ema_decay: of an exponential moving average of the parameters, which then is what is
+            evaluated and served; None for none.
+        peak_flops: of all devices together, FLOP/s, for the MFU; None: known or measured.
+        config_text: the gin configuration, kept beside and in the checkpoints.
+
+    Raises:
+        UserError: sizes that don't fit, a checkpoint of another run, a loss that isn't finite.
+    """
+    # --- check everything that needs no computation, before anything is written
+    periods = {"eval_period": eval_period, "checkpoint_period": checkpoint_period}
+    _check_positive(steps=steps, log_period=log_period, **periods)
+    sharding = Sharding(mesh.build(), rules)
+    check_batch(batch_size, microbatches, sharding)
+    batches = task.batches("train", batch_size=batch_size, length=length, seed=seed)
+    check_fit(model, task, batches)
+    held_out = eval_period and task.evaluation(
+        batch_size=batch_size, length=length, batches=eval_batches
+    )
+
+    # --- restore or begin
+    directory, console = Path(model_dir), Console()
+    with (
+        Checkpointer(directory / FOLDER, keep_last=keep_last, keep_every=keep_every) as checkpoints,
+        MetricsLog(directory) as log,
+    ):
+        meta = _meta(model, batches, task, seed, ema_decay, config_text)
+        saved = checkpoints.read_meta()
+        if saved is not None:
+            same = {part: meta[part] for part in ("model", "data", "vocabulary", "seed", "ema")}
+            identity.require_same(saved, same, directory)
+        state, shardings = restore_or_init(
+            checkpoints, model, optimizer, sharding, seed, ema_decay is not None
+        )
+        start = int(state.step)
+        log.cut_back(start)
+        if start >= steps:
+            console.print(f"done: {directory} is at step {start} of {steps}.", highlight=False)
+            return
+        _write_record(directory, model, sharding, config_text)
+
+        # --- build the step
+        apply = model_apply(model, sharding)
+        transform = optimizer.build(parameters.abstract(model)[1])
+        train_step = jax.jit(
+            make_train_step(
+                apply, loss, transform, optimizer.schedule, microbatches, ema_decay, sharding
+            ),
+            donate_argnums=0,
+            out_shardings=(shardings, None),
+        )
+        evaluate = held_out and make_evaluate(apply, loss, held_out, sharding)
+        meter = Meter(model, apply, loss, batches, sharding, peak_flops)
+        base_rng = jax.random.key(seed)
+
+        # --- run
+        console.print(_opening(model, sharding, batches, start, steps, meter), highlight=False)
+        progress = Progress(steps, start, console, peak_flops=meter.peak)
+        data = on_mesh(iterate(batches, start), sharding)
+        with progress, _finish_on_signal() as stopped, contextlib.closing(data):
+            for step in range(start + 1, steps + 1):
+                batch = meter.wait_for(data)
+                state, metrics = train_step(state, batch, base_rng)
+                meter.dispatched(metrics)
+                # The row of the step before is read while this one runs.
+                meter.flush(log, progress)
+                last = step == steps or stopped()
+                if step % log_period == 0 or step == start + 1 or last:
+                    meter.hold(step, metrics)
+                if evaluate and (step % eval_period == 0 or step == steps):
+                    meter.flush(log, progress)
+                    row = evaluate(state.ema or state.params)
+                    log.write(step, **row)
+                    progress.update({"step": step, **row})
+                if last or (checkpoint_period and step % checkpoint_period == 0):
+                    # What a checkpoint's step has logged is on the disk before the checkpoint is.
+                    meter.flush(log, progress)
+                    checkpoints.save(step, to_tree(state), meta)
+                if last:
+                    break
+        checkpoints.wait()
+        if step < steps:
+            console.print(f"stopped and saved at step {step}; the same command resumes.")
+            sys.exit(130 if stopped() == signal.SIGINT else 143)
+
+
+def check_fit(model: ModelConfig, task: Task, batches: Batches) -> None:
+    """Raises `UserError` where the model can't learn the task, its lengths or its vocabulary."""
+    family = task.objective.family
+    if family != model.kind:
+        raise UserError(
+            f"objective {type(task.objective).__name__} is for {family} models, and this one is "
+            f"{model.kind}; choose another task or model file."
+        )
+    if model.predicts == "none":
+        raise UserError("the model has no language-model head to train; use one that has.")
+    sizes = {name: shape[1] for name, (shape, _) in batches.shapes.items()}
+    model.check_lengths(sizes.get("encoder_tokens", sizes["tokens"]), sizes["tokens"])
+    vocabulary = task.load_vocabulary()
+    if vocabulary.size > model.vocab_size:
+        raise UserError(
+            f"the vocabulary has {vocabulary.size} ids and the model {model.vocab_size}; set the "
+            f"model's vocab_size to {vocabulary.size} or train a smaller tokenizer."
+        )
+
+
+def _check_positive(**numbers: int | None) -> None:
+    for name, number in numbers.items():
+        if number is not None and number < 1:
+            raise UserError(f"{name.upper()}={number} must be at least 1.")
+
+
+def _meta(model, batches, task, seed, ema_decay, config_text) -> dict[str, Any]:
+    """What a checkpoint says of its run. The data's position is its step: batches are by step."""
+    return {
+        "model": identity.model_identity(model),
+        "data": batches.fingerprint,
+        "vocabulary": task.load_vocabulary().fingerprint,
+        "seed": seed,
+        "ema": ema_decay is not None,
+        "config": config_text,
+    }
+
+
+def _write_record(directory: Path, model, sharding, config_text: str) -> None:
+    """The configuration, the parameter table and the versions, beside the checkpoints."""
+    versions = identity.environment()
+    try:
+        (directory / "config.gin").write_text(config_text, encoding="utf-8")
+        with (directory / "parameters.txt").open("w", encoding="utf-8") as file:
+            describe(model, sharding, Console(file=file, width=160))
+        (directory / "environment.json").write_text(json.dumps(versions, indent=2) + "\n")
+    except OSError as error:
+        raise UserError(
+            f"{directory} cannot be written ({error.strerror}): give another model_dir."
+        ) from error
+
+
+def _opening(model, sharding, batches, start, steps, meter) -> str:
+    axes = {axis: size for axis, size in sharding.mesh.shape.items() if size > 1}
+    mesh = " × ".join(f"{axis}={size}" for axis, size in axes.items()) or "1 device"
+    where = f"resuming at step {start}" if start else "starting"
+    return "\n".join(
+        [
+            f"{model.kind} model, {parameters.count(model):,} parameters, {model.dtype}",
+            f"mesh {mesh}, rules {sharding.table}",
+            f"batch {batches.batch_size} rows, {meter.step_tokens:,} tokens, "
+            f"{meter.step_flops / 1e9:,.0f} GFLOP; {batches.rows_per_epoch:,} rows an epoch",
+            f"peak {meter.peak / 1e9:,.0f} GFLOP/s ({meter.peak_source})",
+            f"{where}, {steps} steps in all",
+        ]
+    )
+
+
+@contextlib.contextmanager
+def _finish_on_signal() -> Iterator[Callable[[], int]]:
+    """Yields a function that gives the number of a signal that asked to stop, or 0.
+
+    A second Ctrl-C stops at once.
+    """
+    asked = [0]
+
+    def handler(number, _):
+        if asked[0]:
+            raise KeyboardInterrupt
+        asked[0] = number
+
+    previous = {}
+    # Python delivers signals to the main thread alone.
+    with contextlib.suppress(ValueError):
+        for number in (signal.SIGINT, signal.SIGTERM):
+            previous[number] = signal.signal(number, handler)
+    try:
+        yield lambda: asked[0]
+    finally:
+        for number, old in previous.items():
+            signal.signal(number, old)

@@ -1,0 +1,91 @@
+"""Timing a run's steps, and reading what they computed one step late."""
+
+import math
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import numpy as np
+
+from t5x_lite import flops
+from t5x_lite.errors import UserError
+from t5x_lite.metrics import MetricsLog
+from t5x_lite.nn import parameters
+from t5x_lite.train.progress import Progress
+from t5x_lite.types import Batch
+
+
+class Meter:
+    """Times the steps and turns device values into log rows, one step late."""
+
+    def __init__(self, model, apply, loss, batches, sharding, peak: float | None):
+        devices = list(sharding.mesh.devices.flat)
+        self.peak, self.peak_source = (
+            (float(peak), "as given") if peak else flops.peak_flops(devices)
+        )
+        shapes = {
+            name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in
+            batches.shapes.items()
+        }  # fmt: skip
+        params = parameters.abstract(model)[0]
+        forward = flops.matmul_flops(lambda p, b: loss(apply, p, None, b, None), params, shapes)
+        # Model FLOPs: backward costs twice the forward; what is recomputed to save memory isn't
+        # counted (Chowdhery et al. 2022, appendix B).
+        self.step_flops = 3 * forward
+        self.step_tokens = sum(
+            math.prod(shape) for name, (shape, _) in batches.shapes.items()
+            if name in ("tokens", "encoder_tokens")
+        )  # fmt: skip
+        self.began = self._mark = time.perf_counter()
+        self._waited, self._steps = 0.0, 0
+        self._held: tuple[int, dict[str, Any]] | None = None
+        self._in_flight: Any = None
+        self._newest: Any = None
+
+    def wait_for(self, data: Iterator[Batch]) -> Batch:
+        """The next batch; at most two steps are in flight, and the wait for data is timed."""
+        if self._in_flight is not None:
+            jax.block_until_ready(self._in_flight)
+        began = time.perf_counter()
+        batch = next(data)
+        self._waited += time.perf_counter() - began
+        self._steps += 1
+        return batch
+
+    def dispatched(self, metrics: dict[str, Any]) -> None:
+        """Remembers the newest step under way, so that the host stays at most one ahead."""
+        self._in_flight, self._newest = self._newest, metrics["loss"]
+
+    def hold(self, step: int, metrics: dict[str, Any]) -> None:
+        """Keeps a step's metrics, on the device, for `flush`."""
+        self._held = (step, metrics)
+
+    def flush(self, log: MetricsLog, progress: Progress) -> None:
+        """Reads what is held, if anything; logs and shows it.
+
+        Raises:
+            UserError: the loss isn't finite.
+        """
+        if self._held is None:
+            return
+        (step, metrics), self._held = self._held, None
+        values = {name: np.asarray(value) for name, value in metrics.items()}
+        now = time.perf_counter()
+        seconds, steps = now - self._mark, self._steps
+        row = {
+            **values,
+            "tokens_per_second": steps * self.step_tokens / seconds,
+            "data_wait": self._waited / seconds,
+            "seconds": now - self.began,
+        }
+        if self.peak:
+            row["mfu"] = steps * self.step_flops / seconds / self.peak
+        self._mark, self._waited, self._steps = now, 0.0, 0
+        log.write(step, **row)
+        progress.update({"step": step, **row})
+        if not np.isfinite(values["loss"]):
+            raise UserError(
+                f"the loss is {values['loss']} at step {step}; lower LEARNING_RATE, raise "
+                f"WARMUP_STEPS, or clip gradients; the checkpoints up to there are intact."
+            )

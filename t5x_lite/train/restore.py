@@ -1,0 +1,86 @@
+"""From a run's checkpoints to a state: for resuming, and parameters alone for evaluating."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from t5x_lite.checkpoint import Checkpointer
+from t5x_lite.errors import UserError
+from t5x_lite.nn import parameters
+from t5x_lite.nn.config import ModelConfig
+from t5x_lite.optim import Optimizer
+from t5x_lite.partitioning import MeshConfig, Sharding
+from t5x_lite.train.identity import model_identity, require_same
+from t5x_lite.train.state import TrainState, from_tree, init_state, state_shardings, stored_shapes
+from t5x_lite.types import Params
+
+FOLDER = "checkpoints"
+
+
+def restore_or_init(
+    checkpoints: Checkpointer,
+    model: ModelConfig,
+    optimizer: Optimizer,
+    sharding: Sharding,
+    seed: int,
+    ema: bool,
+) -> tuple[TrainState, Any]:
+    """The newest good checkpoint's state, or a fresh one; and the shardings of either."""
+    shapes, shardings = state_shardings(model, optimizer, sharding, ema)
+    restored = checkpoints.restore(stored_shapes(model, optimizer, sharding, ema))
+    if restored is not None:
+        state = from_tree(restored.tree, shapes)
+        return jax.device_put(state, shardings), shardings
+    transform = optimizer.build(parameters.abstract(model)[1])
+    # The seed is an argument: as a constant it would make every seed compile anew.
+    init = jax.jit(lambda seed: init_state(model, transform, seed, ema), out_shardings=shardings)
+    return init(jax.numpy.uint32(seed)), shardings
+
+
+def restore_params(
+    model: ModelConfig,
+    model_dir: str,
+    step: int | None = None,
+    sharding: Sharding | None = None,
+    vocabulary: str | None = None,
+) -> tuple[Params, int]:
+    """The parameters to evaluate or serve, and their step: the average's where the run keeps one.
+
+    The optimizer's state isn't read.
+
+    Args:
+        model: the run's model.
+        model_dir: the run's directory.
+        step: a checkpoint; None for the newest good one.
+        sharding: how to lay the parameters out; None for one device.
+        vocabulary: fingerprint of the vocabulary in use, to be the one trained with.
+
+    Raises:
+        UserError: no checkpoint there, or one of another model or vocabulary.
+    """
+    sharding = sharding or Sharding(MeshConfig().build(jax.devices()[:1]))
+    directory = Path(model_dir) / FOLDER
+    with Checkpointer(directory, read_only=True) as checkpoints:
+        saved = checkpoints.read_meta(step)
+        if saved is None:
+            raise UserError(f"no checkpoint in {directory}; train into {model_dir} first.")
+        require_same(saved, {"model": model_identity(model)}, directory)
+        if vocabulary is not None:
+            require_same(saved, {"vocabulary": vocabulary}, directory)
+        slot = "ema" if saved.get("ema") else "params"
+        like = {slot: _stored_params(model, sharding)}
+        restored = checkpoints.restore(like, step, partial=True)
+    params = restored.tree[slot]
+    return (params if model.scan else parameters.unstack_layers(params)), restored.step
+
+
+def _stored_params(model: ModelConfig, sharding: Sharding):
+    shapes, axes = parameters.abstract(parameters.scanned(model))
+    return jax.tree.map(
+        lambda leaf, names: jax.ShapeDtypeStruct(
+            leaf.shape, leaf.dtype, sharding=sharding.named(names, leaf.shape)
+        ),
+        shapes,
+        axes,
+    )
