@@ -1,0 +1,159 @@
+"""Text to what a model of each family reads, and what it writes back to text.
+
+Decoder-only: a prompt is continued. It may be empty: then a document is made up from its start.
+
+Encoder-decoder: a prompt is the encoder's input. `<extra_id_0>`, `<extra_id_1>`, … in it are
+sentinels, which a model trained by span corruption fills: `Thank you<extra_id_0> me`. For such a
+task a prompt without any is given one at its end, so that it is continued.
+
+Encoder-only: each `<mask>` in a prompt is a masked token.
+
+Sentencepiece's words carry the space before them, so spaces before a mark are left out: what fills
+it brings its own.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from t5x_lite.data.vocabularies import ByteVocabulary, Vocabulary
+from t5x_lite.errors import UserError
+from t5x_lite.nn.config import ModelConfig
+
+MASK = "<mask>"
+SENTINEL = "<extra_id_0>"
+_MARKS = {"encoder-only": re.compile(MASK), "encoder-decoder": re.compile(r"<extra_id_(\d+)>")}
+_NEEDED = {"encoder-only": ("cls_id", "sep_id", "mask_id"), "encoder-decoder": ("eos_id",)}
+
+Segments = tuple[tuple[str, bool], ...]  # parts of a text, and whether the model wrote them
+
+
+class Reader:
+    """Encodes prompts for a model of one family, and decodes what it answers.
+
+    Args:
+        model: the model.
+        vocabulary: the task's.
+        corrupts_spans: whether the model learned to fill sentinels.
+
+    Raises:
+        UserError: the vocabulary is larger than the model's, or lacks an id that the family needs.
+    """
+
+    def __init__(self, model: ModelConfig, vocabulary: Vocabulary, corrupts_spans: bool = False):
+        if vocabulary.size > model.vocab_size:
+            raise UserError(
+                f"the vocabulary has {vocabulary.size} ids and the model {model.vocab_size}; "
+                f"give the task that it was trained on, or set vocab_size to {vocabulary.size}."
+            )
+        vocabulary.require(*_NEEDED.get(model.kind, ()))
+        self._model, self._vocabulary = model, vocabulary
+        self._adds_sentinel = corrupts_spans and model.kind == "encoder-decoder"
+        self.stop_ids = () if vocabulary.eos_id is None else (vocabulary.eos_id,)
+
+    def banned(self) -> np.ndarray:
+        """[physical V], True for ids that no answer holds: beyond the vocabulary, and special."""
+        vocabulary = self._vocabulary
+        banned = np.arange(self._model.physical_vocab) >= vocabulary.size
+        banned[vocabulary.special_ids] = True
+        if self._model.kind != "encoder-only":
+            banned[list(self.stop_ids)] = False
+        if self._model.kind == "encoder-decoder":
+            banned[list(vocabulary.sentinel_ids)] = False
+        return banned
+
+    def encode(self, prompt: str) -> list[int]:
+        """Ids that the model reads.
+
+        Raises:
+            UserError: a prompt that is empty, or lacks what the family needs.
+        """
+        kind, vocabulary = self._model.kind, self._vocabulary
+        if kind == "decoder-only":
+            start = [] if vocabulary.bos_id is None else [vocabulary.bos_id]
+            ids = start + vocabulary.encode(prompt)
+            if not ids:
+                raise UserError("it is empty, and the vocabulary has no bos_id to begin with.")
+            return ids
+        if not prompt.strip():
+            raise UserError(f"it is empty; an {kind} model needs a text to read.")
+        if kind == "encoder-only":
+            if MASK not in prompt:
+                raise UserError(f"it has no {MASK}; an encoder-only model fills masks.")
+            return [vocabulary.cls_id, *self._encode_marked(prompt), vocabulary.sep_id]
+        if self._adds_sentinel and not _MARKS[kind].search(prompt):
+            prompt += SENTINEL
+        return [*self._encode_marked(prompt), vocabulary.eos_id]
+
+    def _encode_marked(self, prompt: str) -> list[int]:
+        ids, start = [], 0
+        for mark in _MARKS[self._model.kind].finditer(prompt):
+            text = prompt[start : mark.start()]
+            if not isinstance(self._vocabulary, ByteVocabulary):
+                text = text.rstrip(" ")
+            ids += [*self._vocabulary.encode(text), self._marked_id(mark)]
+            start = mark.end()
+        return ids + self._vocabulary.encode(prompt[start:])
+
+    def _marked_id(self, mark: re.Match) -> int:
+        if mark[0] == MASK:
+            return self._vocabulary.mask_id
+        sentinels = self._vocabulary.sentinel_ids
+        if int(mark[1]) >= len(sentinels):
+            raise UserError(f"it has {mark[0]}, but the vocabulary {len(sentinels)} sentinels, "
+                            "counted from 0.")  # fmt: skip
+        return sentinels[int(mark[1])]
+
+    def answer(self, read: Sequence[int], written: Sequence[int]) -> Segments:
+        """The text that a prompt and the model's tokens make together.
+
+        Sentinels of the prompt are replaced by what the model wrote for them, if anything.
+        """
+        written = [i for i in written if i not in self.stop_ids]
+        if self._model.kind == "decoder-only":
+            return self._segments([(read, False), (written, True)])
+        spans = _spans(written, set(self._vocabulary.sentinel_ids))
+        if not any(i in self._vocabulary.sentinel_ids for i in read):
+            return self._segments([(written, True)])
+        return self.replace(read, {n: spans[i] for n, i in enumerate(read) if i in spans})
+
+    def replace(self, read: Sequence[int], new: Mapping[int, Sequence[int]]) -> Segments:
+        """The prompt's text with others instead of some of its ids, {place: ids}."""
+        return self._segments([(new.get(n, [i]), n in new) for n, i in enumerate(read)])
+
+    def _segments(self, runs: Sequence[tuple[Sequence[int], bool]]) -> Segments:
+        """Text of runs of ids: slices of the text of all ids at once.
+
+        A piece's text may depend on those before it: some vocabularies drop the first one's space,
+        and a character's bytes may be several pieces. A sentinel that nothing replaced is shown.
+        """
+        vocabulary = self._vocabulary
+        whole = vocabulary.decode([i for run, _ in runs for i in run])
+        segments: list[tuple[str, bool]] = []
+        ids: list[int] = []
+        start = 0
+        for run, is_new in runs:
+            ids += run
+            end = len(vocabulary.decode(ids))
+            shown = whole[start:end] + "".join(
+                vocabulary.piece(i) for i in run if i in vocabulary.sentinel_ids and not is_new
+            )
+            start = end
+            if segments and segments[-1][1] == is_new:
+                shown = segments.pop()[0] + shown
+            segments.append((shown, is_new))
+        return (*segments[:-1], (segments[-1][0] + whole[start:], segments[-1][1]))
+
+
+def _spans(written: Sequence[int], sentinels: set[int]) -> dict[int, list[int]]:
+    """What stands behind each sentinel that the model wrote; of equals the first counts."""
+    spans: dict[int, list[int]] = {}
+    span: list[int] = []
+    for token in written:
+        if token in sentinels:
+            span = []
+            spans.setdefault(token, span)
+        else:
+            span.append(token)
+    return spans
