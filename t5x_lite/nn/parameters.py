@@ -6,6 +6,7 @@ The first form is the one that checkpoints hold, whichever way the model is comp
 """
 
 import dataclasses
+import functools
 import math
 import re
 from collections.abc import Mapping
@@ -53,6 +54,7 @@ def init(config: ModelConfig, key: KeyArray) -> Params:
     return params if config.scan else unstack_layers(params)
 
 
+@functools.lru_cache(maxsize=16)  # a trace of the whole model takes half a second
 def abstract(config: ModelConfig) -> tuple[PyTree, PyTree]:
     """Every parameter's shape and dtype, and its logical axis names; allocates nothing."""
     batch = jax.eval_shape(lambda: smallest_batch(config))

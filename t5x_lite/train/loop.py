@@ -149,13 +149,15 @@ def train(
                     meter.hold(step, metrics)
                 if evaluate and (step % eval_period == 0 or step == steps):
                     meter.flush(log, progress)
-                    row = evaluate(state.ema or state.params)
+                    with meter.paused():
+                        row = evaluate(state.ema or state.params)
                     log.write(step, **row)
                     progress.update({"step": step, **row})
                 if last or (checkpoint_period and step % checkpoint_period == 0):
                     # What a checkpoint's step has logged is on the disk before the checkpoint is.
                     meter.flush(log, progress)
-                    checkpoints.save(step, to_tree(state), meta)
+                    with meter.paused():
+                        checkpoints.save(step, to_tree(state), meta)
                 if last:
                     break
         checkpoints.wait()

@@ -1,5 +1,6 @@
 """Timing a run's steps, and reading what they computed one step late."""
 
+import contextlib
 import math
 import time
 from collections.abc import Iterator
@@ -56,6 +57,14 @@ class Meter:
     def dispatched(self, metrics: dict[str, Any]) -> None:
         """Remembers the newest step under way, so that the host stays at most one ahead."""
         self._in_flight, self._newest = self._newest, metrics["loss"]
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves out what isn't training, once the steps under way are done."""
+        jax.block_until_ready(self._newest)
+        began = time.perf_counter()
+        yield
+        self._mark += time.perf_counter() - began
 
     def hold(self, step: int, metrics: dict[str, Any]) -> None:
         """Keeps a step's metrics, on the device, for `flush`."""

@@ -9,7 +9,7 @@ from t5x_lite.nn.ffn import MLPConfig
 from t5x_lite.nn.heads import MaskedLMHead, Pooler
 from t5x_lite.nn.layers import LayerNorm, Normal
 from t5x_lite.nn.positions import LearnedPositions
-from t5x_lite.nn.presets import published
+from t5x_lite.nn.presets import head_dim, published
 from t5x_lite.nn.residual import PostNorm
 
 SIZES = {
@@ -21,19 +21,21 @@ SIZES = {
 
 def bert(
     size: str = "base",
-    vocab_size: int | None = None,
     dropout: float | int = 0.1,
     dtype: str = "float32",
     scan: bool = True,
     remat: str = "none",
+    **shape: int | None,
 ) -> ModelConfig:
     """BERT with its masked-language-model head."""
-    row = published(SIZES, "bert", size)
+    row = published(SIZES, "bert", size, **shape)
     width, heads, norm = row["width"], row["heads"], LayerNorm(1e-12)
-    attention = AttentionConfig(heads, width // heads, bias=True, out_bias=True, dropout=dropout)
+    attention = AttentionConfig(
+        heads, head_dim(width, heads), bias=True, out_bias=True, dropout=dropout
+    )
     mlp = MLPConfig(4 * width, "gelu", bias=True)
     return ModelConfig(
-        vocab_size=vocab_size or row["vocab_size"],
+        vocab_size=row["vocab_size"],
         width=width,
         embedder=TokenEmbedder(types=2),
         head=MaskedLMHead("gelu", norm),

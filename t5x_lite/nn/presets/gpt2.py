@@ -7,7 +7,7 @@ from t5x_lite.nn.ffn import MLPConfig
 from t5x_lite.nn.heads import LMHead
 from t5x_lite.nn.layers import LayerNorm, Normal
 from t5x_lite.nn.positions import LearnedPositions
-from t5x_lite.nn.presets import published
+from t5x_lite.nn.presets import head_dim, published
 from t5x_lite.nn.residual import PreNorm
 
 SIZES = {
@@ -21,19 +21,21 @@ SIZES = {
 
 def gpt2(
     size: str = "small",
-    vocab_size: int | None = None,
     dropout: float | int = 0.1,
     dtype: str = "float32",
     scan: bool = True,
     remat: str = "none",
+    **shape: int | None,
 ) -> ModelConfig:
     """GPT-2: pre-norm, learned positions, a tied head."""
-    row = published(SIZES, "gpt2", size)
+    row = published(SIZES, "gpt2", size, **shape)
     width, heads, norm = row["width"], row["heads"], LayerNorm(1e-5)
-    attention = AttentionConfig(heads, width // heads, bias=True, out_bias=True, dropout=dropout)
+    attention = AttentionConfig(
+        heads, head_dim(width, heads), bias=True, out_bias=True, dropout=dropout
+    )
     mlp = MLPConfig(4 * width, "gelu_tanh", bias=True)
     return ModelConfig(
-        vocab_size=vocab_size or row["vocab_size"],
+        vocab_size=row["vocab_size"],
         width=width,
         embedder=TokenEmbedder(),
         head=LMHead(tied=True),

@@ -7,7 +7,7 @@ from t5x_lite.nn.ffn import MLPConfig
 from t5x_lite.nn.heads import LMHead
 from t5x_lite.nn.layers import Normal, RMSNorm
 from t5x_lite.nn.positions import Rotary
-from t5x_lite.nn.presets import published
+from t5x_lite.nn.presets import head_dim, published
 from t5x_lite.nn.residual import PreNorm
 
 
@@ -28,19 +28,21 @@ SIZES = {
 
 def llama(
     size: str = "7b",
-    vocab_size: int | None = None,
     dropout: float | int = 0.0,
     dtype: str = "float32",
     scan: bool = True,
     remat: str = "none",
+    **shape: int | None,
 ) -> ModelConfig:
     """Llama 2: RMS norm, rotary positions, gated SiLU; grouped keys and values from 70B on."""
-    row = published(SIZES, "llama", size)
-    head_dim, norm = row["width"] // row["heads"], RMSNorm(1e-5)
-    attention = AttentionConfig(row["heads"], head_dim, row["kv_heads"], dropout=dropout)
+    row = published(SIZES, "llama", size, **shape)
+    heads, norm = row["heads"], RMSNorm(1e-5)
+    attention = AttentionConfig(
+        heads, head_dim(row["width"], heads), row["kv_heads"], dropout=dropout
+    )
     mlp = MLPConfig(row["hidden"], "silu", gated=True)
     return ModelConfig(
-        vocab_size=vocab_size or row["vocab_size"],
+        vocab_size=row["vocab_size"],
         width=row["width"],
         embedder=TokenEmbedder(),
         head=LMHead(tied=False),

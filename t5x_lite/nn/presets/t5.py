@@ -41,34 +41,34 @@ SIZES_1_1 = {
 
 def t5_1_0(
     size: str = "small",
-    vocab_size: int | None = None,
     dropout: float | int = 0.1,
     dtype: str = "float32",
     scan: bool = True,
     remat: str = "none",
+    **shape: int | None,
 ) -> ModelConfig:
     """T5 1.0: ReLU, and a head that shares the embeddings, scaled by width^-0.5."""
-    row = published(SIZES_1_0, "t5_1_0", size)
+    row = published(SIZES_1_0, "t5_1_0", size, **shape)
     head = LMHead(tied=True, scale=row["width"] ** -0.5)
     mlp = MLPConfig(row["hidden"], "relu", dropout=dropout)
-    return _t5(row, head, mlp, dropout, vocab_size, dtype, scan, remat)
+    return _t5(row, head, mlp, dropout, dtype, scan, remat)
 
 
 def t5_1_1(
     size: str = "small",
-    vocab_size: int | None = None,
     dropout: float | int = 0.0,
     dtype: str = "float32",
     scan: bool = True,
     remat: str = "none",
+    **shape: int | None,
 ) -> ModelConfig:
     """T5 1.1: gated GELU, a head of its own; pre-trained without dropout."""
-    row = published(SIZES_1_1, "t5_1_1", size)
+    row = published(SIZES_1_1, "t5_1_1", size, **shape)
     mlp = MLPConfig(row["hidden"], "gelu_tanh", gated=True, dropout=dropout)
-    return _t5(row, LMHead(tied=False), mlp, dropout, vocab_size, dtype, scan, remat)
+    return _t5(row, LMHead(tied=False), mlp, dropout, dtype, scan, remat)
 
 
-def _t5(row, head, mlp, dropout, vocab_size, dtype, scan, remat):
+def _t5(row, head, mlp, dropout, dtype, scan, remat):
     # No scale on the logits: the initialiser of the queries makes up for it.
     attention = AttentionConfig(row["heads"], row["head_dim"], scale=1.0, dropout=dropout)
 
@@ -85,7 +85,7 @@ def _t5(row, head, mlp, dropout, vocab_size, dtype, scan, remat):
         )
 
     return ModelConfig(
-        vocab_size=vocab_size or row["vocab_size"],
+        vocab_size=row["vocab_size"],
         width=row["width"],
         embedder=TokenEmbedder(standard_deviation=1.0),
         head=head,

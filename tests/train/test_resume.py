@@ -1,0 +1,90 @@
+"""Run N steps = run k, kill -9, resume, run N - k: bitwise, for each family, dropout on."""
+
+import importlib.util
+import json
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+
+import pytest
+
+SCRIPT = pathlib.Path(__file__).with_name("resumable.py")
+REPOSITORY = SCRIPT.parents[2]
+FAMILIES = ["gpt2", "bert", "t5"]
+
+
+def load():
+    spec = importlib.util.spec_from_file_location("resumable", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def start(*args) -> subprocess.Popen:
+    environment = os.environ | {
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "PYTHONPATH": str(REPOSITORY),
+        "JAX_PLATFORMS": "cpu",
+    }
+    command = [sys.executable, str(SCRIPT), *map(str, args)]
+    return subprocess.Popen(
+        command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+
+
+def finish(process: subprocess.Popen, code: int = 0) -> None:
+    out, error = process.communicate(timeout=200)
+    assert process.returncode == code, f"{out}\n{error}"
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Model directories of the runs that weren't killed, and of those that were."""
+    folder = tmp_path_factory.mktemp("resume")
+    load().prepared_task(folder)
+    whole, killed = folder / "whole", folder / "killed"
+    uninterrupted = start(folder, whole, *FAMILIES)
+    resumable = load()
+    for family in FAMILIES:
+        finish(start(folder, killed, family, "--kill_at", resumable.KILL_AT), code=-signal.SIGKILL)
+        steps = [row["step"] for row in rows(killed / family) if "loss" in row]
+        assert steps[-1] >= resumable.KILL_AT - 2
+        assert not (killed / family / "checkpoints" / str(resumable.STEPS)).exists()
+    finish(uninterrupted)
+    finish(start(folder, killed, *FAMILIES))
+    return whole, killed
+
+
+def rows(model_dir: pathlib.Path) -> list[dict]:
+    return [json.loads(line) for line in (model_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def computed(model_dir: pathlib.Path) -> list[dict]:
+    """The log without what the clock says."""
+    clock = {"tokens_per_second", "seconds", "data_wait", "mfu", "eval/seconds"}
+    return [{k: v for k, v in row.items() if k not in clock} for row in rows(model_dir)]
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_killed_and_resumed_is_bitwise_uninterrupted(runs, family):
+    whole, killed = (folder / family for folder in runs)
+    assert [row["step"] for row in rows(whole) if "loss" in row] == list(range(1, 9))
+    assert computed(killed) == computed(whole)
+
+    records = [
+        json.loads((folder / "checkpoints/8/meta/metadata").read_text())
+        for folder in (whole, killed)
+    ]
+    assert records[0]["tensors"] == records[1]["tensors"]  # digests of every tensor's bits
+    names = records[0]["tensors"]
+    assert any(name.startswith("opt_state/") for name in names)
+    assert any(name.startswith("ema/") for name in names) == (family == "gpt2")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_losses_differ_from_step_to_step(runs, family):
+    """Otherwise equal logs would say nothing."""
+    losses = [row["loss"] for row in computed(runs[0] / family) if "loss" in row]
+    assert len(set(losses)) == len(losses)
