@@ -72,11 +72,11 @@ def continue_prompts(
     A sample's key is folded from the seed, its prompt's number and its own.
     """
     numbers = [(i, j) for i in range(len(rows)) for j in range(samples)]
-    keys = _keys(seed, numbers)
     banned_V = jnp.asarray(reader.banned())
     for part in _batches(model, len(numbers)):
         batch = make_batch(model.config, [rows[numbers[n][0]] for n in part], _length(rows))
-        result = generate(model, params, batch, keys[part], decoding, banned_V)
+        keys_B = _keys(seed, [numbers[n] for n in part])
+        result = generate(model, params, batch, keys_B, decoding, banned_V)
         result = jax.tree.map(np.asarray, result)
         for place, n in enumerate(dict.fromkeys(part.tolist())):
             prompt, sample = numbers[n]
@@ -149,7 +149,5 @@ def _bucket(number: int) -> int:
 
 
 def _keys(seed: int, numbers: Sequence[tuple[int, int]]) -> KeyArray:
-    def key(pair):
-        return jax.random.fold_in(jax.random.fold_in(jax.random.key(seed), pair[0]), pair[1])
-
-    return jax.vmap(key)(jnp.asarray(numbers, jnp.uint32))
+    key, fold = jax.random.key(seed), jax.random.fold_in
+    return jnp.stack([fold(fold(key, prompt), sample) for prompt, sample in numbers])

@@ -37,7 +37,7 @@ def _show_in_colour(answer: Answer, which: list[str], console: Console) -> None:
     if answer.candidates:
         table = Table(box=None, pad_edge=False, show_header=False)
         for number, candidates in enumerate(answer.candidates, 1):
-            ranked = (Text(f"{_CONTROL.sub('�', p)} {prob:.1%}") for p, prob in candidates)
+            ranked = (Text(f"{_name(piece)} {prob:.1%}") for piece, prob in candidates)
             table.add_row(Text(f"mask {number}", "dim"), *ranked)
         console.print(table)
 
@@ -46,6 +46,10 @@ def _print_plainly(answer: Answer, which: list[str], console: Console) -> None:
     lines = [f"--- {', '.join(which)} ---"] if which else []
     lines.append(answer.text)
     for number, candidates in enumerate(answer.candidates, 1):
-        ranked = ", ".join(f"{piece} {prob:.3f}" for piece, prob in candidates)
+        ranked = ", ".join(f"{_name(piece)} {prob:.3f}" for piece, prob in candidates)
         lines.append(f"mask {number}: {ranked}")
     print(*lines, sep="\n", file=console.file, flush=True)
+
+
+def _name(piece: str) -> str:
+    return _CONTROL.sub("�", piece.replace("\n", "\\n").replace("\t", "\\t"))

@@ -1,0 +1,160 @@
+import dataclasses
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5x_lite.checkpoint import Checkpointer
+from t5x_lite.data.objectives import CausalLM, MaskedLM, SpanCorruption
+from t5x_lite.data.sources import Text
+from t5x_lite.data.tasks import Task
+from t5x_lite.data.vocabularies import Bytes
+from t5x_lite.errors import UserError
+from t5x_lite.nn import parameters
+from t5x_lite.nn.presets.bert import bert
+from t5x_lite.nn.presets.gpt2 import gpt2
+from t5x_lite.nn.presets.llama import llama
+from t5x_lite.nn.presets.t5 import t5_1_1
+from t5x_lite.partitioning import MeshConfig
+from t5x_lite.serve import answers
+from t5x_lite.serve import generate as serve_generate
+from t5x_lite.serve.generate import generate
+from t5x_lite.train.identity import model_identity
+
+VOCABULARY = Bytes(extra_ids=5)
+FAMILIES = {
+    "llama": (llama, CausalLM()),
+    "gpt2": (gpt2, CausalLM()),
+    "t5": (t5_1_1, SpanCorruption()),
+    "bert": (bert, MaskedLM()),
+}
+
+
+def config(name):
+    preset, objective = FAMILIES[name]
+    task = Task(name, source=Text("none.txt"), vocabulary=VOCABULARY, objective=objective)
+    return {"model": preset("tiny", vocab_size=VOCABULARY.size), "task": task}
+
+
+@functools.cache
+def params_of(name):
+    """NumPy's: they need no program."""
+    shapes, _ = parameters.abstract(config(name)["model"])
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape, np.float32)), shapes
+    )
+
+
+@pytest.fixture(scope="module")
+def run_dir(tmp_path_factory):
+    """A run's folder: parameters, and the memory of an optimizer, which isn't to be read."""
+    folder, parts = tmp_path_factory.mktemp("run"), config("llama")
+    vocabulary = parts["task"].load_vocabulary().fingerprint
+    meta = {"model": model_identity(parts["model"]), "vocabulary": vocabulary, "ema": False}
+    with Checkpointer(folder / "checkpoints") as checkpoints:
+        tree = {"params": params_of("llama"), "opt_state": {"mu": jnp.ones(3)}}
+        checkpoints.save(40, tree, meta)
+    return str(folder)
+
+
+@pytest.fixture
+def in_memory(monkeypatch):
+    """Parameters without a checkpoint: reading one compiles a digest for each of their shapes."""
+
+    def restore(model, model_dir, step, sharding, vocabulary):
+        _, axes = parameters.abstract(model)
+        values = params_of(model_dir)
+        where = jax.tree.map(lambda leaf, names: sharding.named(names, leaf.shape), values, axes)
+        return jax.device_put(values, where), 40
+
+    monkeypatch.setattr(serve_generate, "restore_params", restore)
+
+
+def run(name, prompts, model_dir=None, **options):
+    options = {"max_tokens": 6, "temperature": 1.0, "top_p": None} | options
+    parts = config(name)
+    return generate(**parts, model_dir=model_dir or name, prompts=prompts, **options)
+
+
+PROMPTS = ["How are you?", "", "Longer than the rest"]
+
+
+def texts(prompts, **options):
+    return [answer.text for answer in run("llama", prompts, **options)]
+
+
+def test_a_checkpoint_answers_each_prompt_as_often_as_asked(run_dir, monkeypatch, capsys):
+    monkeypatch.setattr(answers, "BATCH_ROWS", 2)
+    results = run("llama", PROMPTS, run_dir, num_samples=2)
+    assert [(a.prompt, a.sample) for a in results] == [(i, j) for i in range(3) for j in range(2)]
+    assert len({answer.text for answer in results}) == 6
+    lines = capsys.readouterr().out
+    for answer in results:
+        assert answer.segments[0] == (PROMPTS[answer.prompt], False)
+        assert answer.tokens == 6 or answer.stopped
+        assert answer.logprob < 0
+        head = f"--- prompt {answer.prompt + 1} of 3, sample {answer.sample + 1} of 2 ---"
+        assert f"{head}\n{answer.text}\n" in lines
+
+
+def test_samples_depend_on_seed_prompt_and_number_alone(in_memory, monkeypatch):
+    monkeypatch.setattr(answers, "BATCH_ROWS", 2)
+    first = texts(PROMPTS, num_samples=2)
+    assert texts([*PROMPTS[:2], "another"])[:2] == [first[0], first[2]]
+    assert not set(texts(PROMPTS, num_samples=2, seed=1)) & set(first)
+    # Of a mesh of eight devices, whatever the rules.
+    assert texts(PROMPTS, num_samples=2, mesh=MeshConfig(fsdp=2, tensor=4)) == first
+
+
+def test_an_encoder_decoder_keeps_the_text_around_its_sentinels(in_memory, capsys):
+    prompt = "The <extra_id_0> sat <extra_id_1>."
+    (answer,) = run("t5", [prompt], temperature=0)
+    given = "".join(text for text, is_new in answer.segments if not is_new)
+    assert given.startswith("The ")
+    assert given.endswith(".")
+    assert capsys.readouterr().out == f"{answer.text}\n"
+
+
+def test_an_encoder_fills_masks_with_the_likeliest_candidates(in_memory):
+    results = run("bert", ["The <mask>at", "<mask> and <mask>"], top_k=4, num_samples=3)
+    assert [len(a.candidates) for a in results] == [1, 2]
+    for answer in results:
+        new = [text for text, is_new in answer.segments if is_new]
+        assert len(new) == len(answer.candidates)
+        for candidates in answer.candidates:
+            probs = [prob for _, prob in candidates]
+            assert len(probs) == 4
+            assert probs == sorted(probs, reverse=True)
+            assert 0 < sum(probs) < 1
+
+
+def refused(name, prompts, model_dir, **options):
+    parts = config(name) | options
+    with pytest.raises(UserError) as error:
+        generate(model_dir=model_dir, prompts=prompts, **parts)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+def test_a_checkpoint_that_is_not_there_or_of_another_run_is_refused(run_dir, tmp_path):
+    assert "no checkpoint" in refused("llama", ["a"], str(tmp_path / "none"))
+    assert "step 7" in refused("llama", ["a"], run_dir, step=7)
+    assert "holds another run" in refused("gpt2", ["a"], run_dir)
+    task = config("llama")["task"]
+    other = dataclasses.replace(task, vocabulary=Bytes(extra_ids=4))
+    assert "bytes-5 → bytes-4" in refused("llama", ["a"], run_dir, task=other)
+    larger = dataclasses.replace(task, vocabulary=Bytes(extra_ids=6))
+    assert "269 ids and the model 268" in refused("llama", ["a"], run_dir, task=larger)
+
+
+def test_prompts_and_options_that_cannot_work_are_refused_before_anything_is_read():
+    assert "no prompt" in refused("llama", [], "none")
+    assert "num_samples=0" in refused("llama", ["a"], "none", num_samples=0)
+    assert "seed=-1" in refused("llama", ["a"], "none", seed=-1)
+    assert "prompt 2 ('')" in refused("bert", ["<mask>", ""], "none")
+    message = refused("gpt2", ["a", "b" * 1000], "none", max_tokens=64)
+    for number in ("prompt 2", "1001", "max_tokens=64", "1064", "1024", "to 24 or less"):
+        assert number in message
