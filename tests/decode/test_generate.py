@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 
 from t5x_lite import losses
+from t5x_lite.decode import generate as module
 from t5x_lite.decode.generate import Decoding, decode, generate
 from t5x_lite.decode.prompts import right_pad
 from t5x_lite.decode.sampling import GREEDY, Sampling
 from t5x_lite.nn import parameters
+from t5x_lite.nn.cache import Cache
 from t5x_lite.nn.transformer import Transformer
 
 FAMILIES = ["llama", "gpt2", "t5_1_0"]
 PROMPTS = [[5, 17, 3, 60], [9], [44, 2, 81, 7, 33, 21, 90]]
 FORCED = [[0, 12], [0], [0, 50, 8]]  # an encoder-decoder's ragged beginnings
 NEW, VOCAB = 10, 100
-SAMPLED = Decoding(NEW, stop_ids=(11, 12), sampling=Sampling(3.0, top_k=95, top_p=0.99), pad_id=98)
+SAMPLED = Decoding(NEW, stop_ids=(11, 12), sampling=Sampling(30.0, top_k=95, top_p=0.99), pad_id=98)
 
 
 def prompt_of(model, rows=PROMPTS, forced=FORCED, length=None):
@@ -95,6 +97,10 @@ def test_a_row_depends_on_its_prompt_and_key_alone(tiny):
         np.testing.assert_allclose(together.logprobs_BT[i], others.logprobs_BT[j], atol=2e-5)
     other_keys = run(tiny, PROMPTS, keys(seed=1))
     assert (together.tokens_BT != other_keys.tokens_BT).any(axis=1).all()
+    # Each token has noise of its own: nearly uniform draws seldom repeat.
+    for result in (together, other_keys):
+        for tokens, length in zip(result.tokens_BT, result.lengths_B, strict=True):
+            assert len(set(tokens[:length].tolist())) > 0.6 * length
 
 
 def test_logprobs_are_the_models_own_and_no_id_is_outside_the_vocabulary(tiny):
@@ -114,6 +120,42 @@ def test_banned_ids_are_never_chosen(tiny):
     tokens = np.concatenate([run(tiny, PROMPTS, keys(s), banned).tokens_BT for s in range(3)])
     assert (tokens % 2 == 0).all()
     assert (np.concatenate([run(tiny, PROMPTS, keys(s)).tokens_BT for s in range(3)]) % 2).any()
+
+
+def test_the_model_runs_no_longer_than_its_last_row(tiny, monkeypatch):
+    """A model that writes 1, 2, 3, … and, as its token number `ends[i]`, the stop id 0."""
+    calls, (model, _) = [], tiny("llama")
+    decoding = Decoding(NEW, stop_ids=(0,), sampling=GREEDY, pad_id=49)
+    prompt = right_pad([[1], [1, 2, 3], [1, 2]])
+
+    @jax.jit
+    def run(ends):
+        def logits(count):
+            return jax.nn.one_hot(jnp.where(count == ends, 0, count + 1), 50)
+
+        def prefill(model, params, prompt, slots):
+            return logits(0), Cache(None, None, None, None, jnp.zeros((), jnp.int32))
+
+        def decode_step(model, params, tokens, positions, live, cache):
+            jax.debug.callback(lambda *x: calls.append([v.tolist() for v in x]), positions, live)
+            count = cache.index + 1
+            return logits(count), cache.replace(index=count)
+
+        monkeypatch.setattr(module, "prefill", prefill)
+        monkeypatch.setattr(module, "decode_step", decode_step)
+        return decode(model, {}, prompt, keys(), decoding)
+
+    for ends, steps in [([0, 0, 0], 0), ([0, 2, 4], 4), ([0, 2, 99], 9), ([99, 99, 99], 9)]:
+        calls.clear()
+        result = run(jnp.array(ends))
+        jax.effects_barrier()
+        for tokens, length, end in zip(result.tokens_BT, result.lengths_B, ends, strict=True):
+            written = [*range(1, min(end, NEW) + 1), 0][:NEW]
+            assert length == len(written)
+            assert tokens.tolist() == written + [49] * (NEW - len(written))
+        assert result.stopped_B.tolist() == [end < NEW for end in ends]
+        # A row that has ended counts as padding; the last tokens of the others stand in place.
+        assert calls == [[[1 + n, 3 + n, 2 + n], [end > n for end in ends]] for n in range(steps)]
 
 
 @pytest.mark.parametrize("name", FAMILIES)

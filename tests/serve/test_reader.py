@@ -1,14 +1,23 @@
 import functools
+import types
 
 import numpy as np
 import pytest
 
-from t5x_lite.data.objectives import MaskedLM, corrupt, mask_tokens, random_spans
+from t5x_lite.data.objectives import (
+    CausalLM,
+    MaskedLM,
+    SpanCorruption,
+    corrupt,
+    mask_tokens,
+    random_spans,
+)
 from t5x_lite.data.vocabularies import ByteVocabulary, SentencePiece, SentencePieceVocabulary
 from t5x_lite.errors import UserError
 from t5x_lite.nn.presets.bert import bert
 from t5x_lite.nn.presets.llama import llama
 from t5x_lite.nn.presets.t5 import t5_1_1
+from t5x_lite.serve.answers import make_batch
 from t5x_lite.serve.reader import Reader
 
 TEXT = "The café opens at nine — and\nthe cat of the house sleeps, 42 cats in all."
@@ -108,6 +117,38 @@ def test_a_prompt_without_sentinels_is_continued_where_spans_are_what_was_learne
     assert ids == [*vocabulary.encode("the cat"), vocabulary.eos_id]
     # Otherwise the answer is a text of its own.
     assert plain.answer(ids, vocabulary.encode("a dog")) == (("a dog", True),)
+
+
+ASCII = TEXT.encode("ascii", "ignore").decode()
+
+
+def training_row(objective, vocabulary, length):
+    """The first row that a model is trained on, of a text of one document."""
+    ids = np.array(vocabulary.encode(ASCII), np.int32)
+    documents = types.SimpleNamespace(lengths=np.array([len(ids)]), read=lambda *_: [ids])
+    examples = objective.examples(documents, vocabulary, length)
+    return {name: row.tolist() for name, row in examples.row(0, np.random.default_rng(0)).items()}
+
+
+def test_prompts_are_framed_as_the_rows_of_training_are():
+    letters, length = make_vocabulary("bytes"), len(ASCII) + 2
+    row = training_row(CausalLM(), letters, length)
+    read = reader(llama, letters).encode(ASCII)
+    assert make_batch(llama("tiny"), [read])["tokens"][0].tolist() == row["tokens"][:-1]
+
+    def written(ids, marks):
+        return "".join(marks.get(i) or chr(i - 3) for i in ids)
+
+    row = training_row(MaskedLM(masked=1.0, randomised=0.0), letters, 42)
+    prompt = written(row["tokens"][1:-1], {letters.mask_id: "<mask>"})
+    batch = make_batch(bert("tiny"), [reader(bert, letters).encode(prompt)])
+    assert batch["tokens"][0].tolist() == row["tokens"]
+    row = training_row(SpanCorruption(), letters, 42)
+    marks = {token: f"<extra_id_{n}>" for n, token in enumerate(letters.sentinel_ids)}
+    prompt = written(row["encoder_tokens"][:-1], marks)
+    batch = make_batch(t5_1_1("tiny"), [reader(t5_1_1, letters).encode(prompt)])
+    assert batch["encoder_tokens"][0].tolist() == row["encoder_tokens"]
+    assert batch["tokens"][0].tolist() == row["tokens"][:1]
 
 
 @pytest.mark.parametrize("preset", [llama, t5_1_1, bert])
