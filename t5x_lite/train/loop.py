@@ -11,6 +11,7 @@ from typing import Any
 import jax
 from rich.console import Console
 
+from t5x_lite import flops
 from t5x_lite.checkpoint import Checkpointer
 from t5x_lite.data.pipeline import Batches, iterate
 from t5x_lite.data.tasks import Task
@@ -24,7 +25,7 @@ from t5x_lite.partitioning import MeshConfig, Sharding
 from t5x_lite.train import identity
 from t5x_lite.train.describe import describe
 from t5x_lite.train.evaluation import make_evaluate, on_mesh
-from t5x_lite.train.meter import Meter
+from t5x_lite.train.meter import Meter, batch_tokens, model_flops
 from t5x_lite.train.progress import Progress
 from t5x_lite.train.restore import FOLDER, restore_or_init
 from t5x_lite.train.state import to_tree
@@ -130,12 +131,22 @@ def train(
             out_shardings=(shardings, None),
         )
         evaluate = held_out and make_evaluate(apply, loss, held_out, sharding)
-        meter = Meter(model, apply, loss, batches, sharding, peak_flops)
+        work = batch_tokens(batches), model_flops(model, apply, loss, batches)
+        peak, source = (peak_flops, "as given") if peak_flops else flops.peak_flops(jax.devices())
+        meter = Meter(start, *work, peak)
         base_rng = jax.random.key(seed)
 
         # --- run
-        console.print(_opening(model, sharding, batches, start, steps, meter), highlight=False)
-        progress = Progress(steps, start, console, peak_flops=meter.peak)
+        lines = [
+            f"{model.kind} model, {parameters.count(model):,} parameters, {model.dtype}",
+            f"mesh {_mesh_name(sharding)}, rules {rules}",
+            f"batch {batch_size} rows, {work[0]:,} tokens, {work[1] / 1e9:,.1f} GFLOP; "
+            f"{batches.rows_per_epoch:,} rows an epoch",
+            f"peak {peak / 1e9:,.0f} GFLOP/s ({source})",
+            f"{f'resuming at step {start}' if start else 'starting'}, {steps} steps in all",
+        ]
+        console.print(*lines, sep="\n", highlight=False)
+        progress = Progress(steps, start, console, peak_flops=peak)
         data = on_mesh(iterate(batches, start), sharding)
         with progress, _finish_on_signal() as stopped, contextlib.closing(data):
             for step in range(start + 1, steps + 1):
@@ -218,20 +229,9 @@ def _write_record(directory: Path, model, sharding, config_text: str) -> None:
         ) from error
 
 
-def _opening(model, sharding, batches, start, steps, meter) -> str:
+def _mesh_name(sharding: Sharding) -> str:
     axes = {axis: size for axis, size in sharding.mesh.shape.items() if size > 1}
-    mesh = " × ".join(f"{axis}={size}" for axis, size in axes.items()) or "1 device"
-    where = f"resuming at step {start}" if start else "starting"
-    return "\n".join(
-        [
-            f"{model.kind} model, {parameters.count(model):,} parameters, {model.dtype}",
-            f"mesh {mesh}, rules {sharding.table}",
-            f"batch {batches.batch_size} rows, {meter.step_tokens:,} tokens, "
-            f"{meter.step_flops / 1e9:,.0f} GFLOP; {batches.rows_per_epoch:,} rows an epoch",
-            f"peak {meter.peak / 1e9:,.0f} GFLOP/s ({meter.peak_source})",
-            f"{where}, {steps} steps in all",
-        ]
-    )
+    return " × ".join(f"{axis}={size}" for axis, size in axes.items()) or "of one device"
 
 
 @contextlib.contextmanager

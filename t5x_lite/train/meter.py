@@ -10,36 +10,39 @@ import jax
 import numpy as np
 
 from t5x_lite import flops
+from t5x_lite.data.pipeline import Batches
 from t5x_lite.errors import UserError
+from t5x_lite.losses import Apply, Loss
 from t5x_lite.metrics import MetricsLog
 from t5x_lite.nn import parameters
+from t5x_lite.nn.config import ModelConfig
 from t5x_lite.train.progress import Progress
 from t5x_lite.types import Batch
+
+
+def model_flops(model: ModelConfig, apply: Apply, loss: Loss, batches: Batches) -> int:
+    """FLOPs of a step's matrix products: three times the forward pass's.
+
+    What is recomputed to save memory isn't counted (Chowdhery et al. 2022, appendix B).
+    """
+    batch = {name: jax.ShapeDtypeStruct(*row) for name, row in batches.shapes.items()}
+    params = parameters.abstract(model)[0]
+    return 3 * flops.matmul_flops(lambda p, b: loss(apply, p, None, b, None), params, batch)
+
+
+def batch_tokens(batches: Batches) -> int:
+    """Positions of a batch, padding included; an encoder-decoder's on both sides."""
+    sides = [name for name in batches.shapes if name in ("tokens", "encoder_tokens")]
+    return sum(math.prod(batches.shapes[name][0]) for name in sides)
 
 
 class Meter:
     """Times the steps and turns device values into log rows, one step late."""
 
-    def __init__(self, model, apply, loss, batches, sharding, peak: float | None):
-        devices = list(sharding.mesh.devices.flat)
-        self.peak, self.peak_source = (
-            (float(peak), "as given") if peak else flops.peak_flops(devices)
-        )
-        shapes = {
-            name: jax.ShapeDtypeStruct(shape, dtype) for name, (shape, dtype) in
-            batches.shapes.items()
-        }  # fmt: skip
-        params = parameters.abstract(model)[0]
-        forward = flops.matmul_flops(lambda p, b: loss(apply, p, None, b, None), params, shapes)
-        # Model FLOPs: backward costs twice the forward; what is recomputed to save memory isn't
-        # counted (Chowdhery et al. 2022, appendix B).
-        self.step_flops = 3 * forward
-        self.step_tokens = sum(
-            math.prod(shape) for name, (shape, _) in batches.shapes.items()
-            if name in ("tokens", "encoder_tokens")
-        )  # fmt: skip
-        self.began = self._mark = time.perf_counter()
-        self._waited, self._steps = 0.0, 0
+    def __init__(self, start: int, step_tokens: int, step_flops: int, peak: float):
+        self._step_tokens, self._step_flops, self._peak = step_tokens, step_flops, peak
+        self._began = self._mark = time.perf_counter()
+        self._logged, self._waited = start, 0.0
         self._held: tuple[int, dict[str, Any]] | None = None
         self._in_flight: Any = None
         self._newest: Any = None
@@ -51,7 +54,6 @@ class Meter:
         began = time.perf_counter()
         batch = next(data)
         self._waited += time.perf_counter() - began
-        self._steps += 1
         return batch
 
     def dispatched(self, metrics: dict[str, Any]) -> None:
@@ -81,16 +83,16 @@ class Meter:
         (step, metrics), self._held = self._held, None
         values = {name: np.asarray(value) for name, value in metrics.items()}
         now = time.perf_counter()
-        seconds, steps = now - self._mark, self._steps
+        seconds, steps = now - self._mark, step - self._logged
         row = {
             **values,
-            "tokens_per_second": steps * self.step_tokens / seconds,
+            "tokens_per_second": steps * self._step_tokens / seconds,
             "data_wait": self._waited / seconds,
-            "seconds": now - self.began,
+            "seconds": now - self._began,
         }
-        if self.peak:
-            row["mfu"] = steps * self.step_flops / seconds / self.peak
-        self._mark, self._waited, self._steps = now, 0.0, 0
+        if self._peak:
+            row["mfu"] = steps * self._step_flops / seconds / self._peak
+        self._mark, self._waited, self._logged = now, 0.0, step
         log.write(step, **row)
         progress.update({"step": step, **row})
         if not np.isfinite(values["loss"]):
