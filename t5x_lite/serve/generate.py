@@ -3,7 +3,8 @@
 reader.py says what a prompt is to each family.
 """
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import jax
 from rich.console import Console
@@ -16,7 +17,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.nn.config import ModelConfig
 from t5x_lite.nn.transformer import Transformer
 from t5x_lite.partitioning import MeshConfig, Sharding
-from t5x_lite.serve.answers import Answer, continue_prompts, fill_masks, make_batch
+from t5x_lite.serve.answers import BATCH_ROWS, Answer, continue_prompts, fill_masks, make_batch
 from t5x_lite.serve.reader import Reader
 from t5x_lite.serve.show import show
 from t5x_lite.train.restore import restore_params
@@ -73,6 +74,7 @@ def generate(
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed} must lie between 0 and {2**32 - 1}.")
     vocabulary = task.load_vocabulary()
+    # Objectives that aren't about spans have no length of them.
     reader = Reader(model, vocabulary, corrupts_spans=hasattr(task.objective, "mean_span"))
     sampling = Sampling(temperature, top_k, top_p)
     decoding = Decoding(max_tokens, reader.stop_ids, sampling, vocabulary.pad_id)
@@ -87,10 +89,24 @@ def generate(
     else:
         answers = continue_prompts(module, params, reader, rows, decoding, num_samples, seed)
     console, shown = Console(), []
-    for answer in answers:
-        show(answer, len(prompts), num_samples, console)
-        shown.append(answer)
+    with _out_of_memory(max(map(len, rows)), max_tokens):
+        for answer in answers:
+            show(answer, len(prompts), num_samples, console)
+            shown.append(answer)
     return shown
+
+
+@contextlib.contextmanager
+def _out_of_memory(longest: int, max_tokens: int) -> Iterator[None]:
+    try:
+        yield
+    except jax.errors.JaxRuntimeError as error:
+        if "RESOURCE_EXHAUSTED" not in str(error):
+            raise
+        raise UserError(
+            f"not enough memory for up to {BATCH_ROWS} rows of {longest} + {max_tokens} tokens; "
+            "lower max_tokens, give fewer or shorter prompts, or a mesh of more devices."
+        ) from error
 
 
 def _read(
@@ -98,9 +114,17 @@ def _read(
 ) -> list[int]:
     """A prompt's ids, if the model can take them and `max_tokens` more."""
     try:
+        _require_text(prompt)
         row = reader.encode(prompt)
         checks.check(model, make_batch(model, [row]), max_tokens if model.decoder else 1)
     except UserError as error:
         shown = prompt if len(prompt) <= 40 else f"{prompt[:37]}..."
         raise UserError(f"prompt {number + 1} ({shown!r}): {error}") from error
     return row
+
+
+def _require_text(prompt: str) -> None:
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"character {error.start + 1} isn't valid UTF-8.") from error

@@ -139,6 +139,16 @@ def refused(name, prompts, model_dir, **options):
     return str(error.value)
 
 
+def test_too_little_memory_is_said_in_one_line(in_memory, monkeypatch):
+    def exhaust(*_):
+        raise jax.errors.JaxRuntimeError("RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.")
+
+    monkeypatch.setattr(answers, "generate", exhaust)
+    assert "12 + 99 tokens; lower max_tokens" in refused(
+        "llama", ["eleven ids."], "llama", max_tokens=99
+    )
+
+
 def test_a_checkpoint_that_is_not_there_or_of_another_run_is_refused(run_dir, tmp_path):
     assert "no checkpoint" in refused("llama", ["a"], str(tmp_path / "none"))
     assert "step 7" in refused("llama", ["a"], run_dir, step=7)
@@ -155,6 +165,7 @@ def test_prompts_and_options_that_cannot_work_are_refused_before_anything_is_rea
     assert "num_samples=0" in refused("llama", ["a"], "none", num_samples=0)
     assert "seed=-1" in refused("llama", ["a"], "none", seed=-1)
     assert "prompt 2 ('')" in refused("bert", ["<mask>", ""], "none")
+    assert "character 2 isn't valid UTF-8" in refused("llama", ["a\udcff"], "none")
     message = refused("gpt2", ["a", "b" * 1000], "none", max_tokens=64)
     for number in ("prompt 2", "1001", "max_tokens=64", "1064", "1024", "to 24 or less"):
         assert number in message
