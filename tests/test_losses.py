@@ -1,0 +1,152 @@
+"""Losses against a NumPy reference that knows neither the padding of the vocabulary nor of rows."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from t5x_lite import losses
+from t5x_lite.errors import UserError
+from t5x_lite.types import Output, Unembedding
+
+V, PHYSICAL, D = 11, 16, 6
+SHAPE = (3, 5)
+
+
+@pytest.fixture(scope="module")
+def arrays():
+    """Hidden states, an unembedding whose padding is as large as the rest, targets, weights."""
+    rng = np.random.default_rng(0)
+    return {
+        "hidden": rng.standard_normal((*SHAPE, D), np.float32),
+        "kernel": rng.standard_normal((PHYSICAL, D), np.float32),
+        "bias": rng.standard_normal(PHYSICAL, np.float32) + 3 * (np.arange(PHYSICAL) >= V),
+        "targets": rng.integers(0, V, SHAPE).astype(np.int32),
+        "weights": rng.choice([0, 1, 1, 0.5], SHAPE).astype(np.float32),
+    }
+
+
+def output_of(a, physical=PHYSICAL, dtype=jnp.float32):
+    kernel, bias = jnp.asarray(a["kernel"][:physical], dtype), jnp.asarray(a["bias"][:physical])
+    return Output(jnp.asarray(a["hidden"], dtype), Unembedding(kernel, bias, V))
+
+
+def reference(a):
+    """log p [B, T, V] and log Z [B, T], in double precision."""
+    logits = np.einsum("btd,vd->btv", a["hidden"].astype(np.float64), a["kernel"][:V])
+    logits += a["bias"][:V]
+    log_z = np.log(np.sum(np.exp(logits), axis=-1))
+    return logits - log_z[..., None], log_z
+
+
+def sums(loss, a, **options):
+    batch = {name: jnp.asarray(a[name]) for name in ("targets", "weights")}
+    return loss(lambda params, batch, keys: output_of(a, **options), {}, None, batch, None)
+
+
+def test_token_logprobs_are_a_distribution_over_the_logical_vocabulary(arrays):
+    output = output_of(arrays)
+    every = jnp.broadcast_to(jnp.arange(V)[:, None, None], (V, *SHAPE))
+    each = jax.jit(jax.vmap(losses.token_logprobs, in_axes=(None, 0)))(output, every)
+    np.testing.assert_allclose(np.exp(each).sum(axis=0), 1, rtol=1e-6)
+    np.testing.assert_allclose(np.moveaxis(each, 0, -1), reference(arrays)[0], atol=2e-6)
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("z_loss", [0.0, 1e-2])
+def test_cross_entropy_equals_the_reference(arrays, smoothing, z_loss):
+    logprobs, log_z = reference(arrays)
+    loss = losses.CrossEntropy(smoothing, z_loss)
+    found = sums(loss, arrays)
+
+    aim = np.full((*SHAPE, V), smoothing / V)
+    np.put_along_axis(aim, arrays["targets"][..., None], 1 - smoothing + smoothing / V, axis=-1)
+    cross_entropy = -np.sum(aim * logprobs * arrays["weights"][..., None])
+    assert float(found.terms["cross_entropy"]) == pytest.approx(cross_entropy, rel=1e-6)
+    assert loss.coefficients["cross_entropy"] == 1
+    assert ("z_loss" in found.terms) == ("z_loss" in loss.coefficients) == bool(z_loss)
+    if z_loss:
+        square = np.sum(log_z**2 * arrays["weights"])
+        assert float(found.terms["z_loss"]) == pytest.approx(square, rel=1e-6)
+        assert loss.coefficients["z_loss"] == z_loss
+    weights = loss.weights({"weights": jnp.asarray(arrays["weights"])})
+    assert {name: float(w) for name, w in weights.items()} == dict.fromkeys(
+        found.terms, arrays["weights"].sum()
+    )
+
+
+def test_accuracy_counts_the_weighted_targets_that_are_most_likely(arrays):
+    right = reference(arrays)[0].argmax(axis=-1) == arrays["targets"]
+    found, weight = sums(losses.CrossEntropy(), arrays).metrics["accuracy"]
+    assert float(found) == np.sum(right * arrays["weights"])
+    assert float(weight) == arrays["weights"].sum()
+
+
+def test_values_computed_by_hand():
+    """Logits 0, log 2, log 3 have Z = 6. PyTorch's documentation of CrossEntropyLoss: smoothing ε
+    gives (1 - ε) · (-log p[target]) + ε / V · Σ -log p."""
+    logits = jnp.log(jnp.asarray([[1.0], [2.0], [3.0]]))
+    output = Output(jnp.ones((1, 1, 1)), Unembedding(logits, None, 3))
+    batch = {"targets": jnp.full((1, 1), 2, jnp.int32), "weights": jnp.ones((1, 1))}
+    found = losses.CrossEntropy(0.3, 1.0)(lambda *_: output, {}, None, batch, None).terms
+    by_hand = 0.7 * math.log(2) + 0.1 * (math.log(6) + math.log(3) + math.log(2))
+    assert float(found["cross_entropy"]) == pytest.approx(by_hand, rel=1e-6)
+    assert float(found["z_loss"]) == pytest.approx(math.log(6) ** 2, rel=1e-6)
+
+
+@pytest.mark.parametrize("loss", [losses.CrossEntropy(), losses.CrossEntropy(0.1, 1e-2)])
+def test_padding_of_the_vocabulary_gets_no_gradient_and_changes_nothing(arrays, loss):
+    def value(kernel, bias):
+        found = sums(loss, arrays | {"kernel": kernel, "bias": bias}, physical=len(bias)).terms
+        return sum(loss.coefficients[name] * term for name, term in found.items())
+
+    gradient = jax.jit(jax.value_and_grad(value, argnums=(0, 1)))
+    kernel, bias = jnp.asarray(arrays["kernel"]), jnp.asarray(arrays["bias"])
+    padded, (padded_kernel, padded_bias) = gradient(kernel, bias)
+    plain, (plain_kernel, plain_bias) = gradient(kernel[:V], bias[:V])
+    assert float(padded) == pytest.approx(float(plain), rel=1e-6)
+    np.testing.assert_allclose(padded_kernel[:V], plain_kernel, atol=1e-6)
+    np.testing.assert_allclose(padded_bias[:V], plain_bias, atol=1e-6)
+    assert not np.any(padded_kernel[V:])
+    assert not np.any(padded_bias[V:])
+
+
+def test_targets_of_weight_zero_change_nothing(arrays):
+    loss, off = losses.CrossEntropy(0.1, 1e-2), arrays["weights"] == 0
+    assert off.any()
+    # An id that no vocabulary has, as other libraries mark what isn't a target.
+    other = arrays | {"targets": np.where(off, -100, arrays["targets"]).astype(np.int32)}
+    assert jax.tree.map(float, sums(loss, arrays)) == jax.tree.map(float, sums(loss, other))
+
+    def value(hidden):
+        return sums(loss, arrays | {"hidden": hidden}).terms["cross_entropy"]
+
+    gradient = np.asarray(jax.jit(jax.grad(value))(jnp.asarray(arrays["hidden"])))
+    assert not np.any(gradient[off])
+    assert np.all(np.any(gradient[~off], axis=-1))
+
+
+def test_logits_of_bfloat16_states_are_summed_in_float32(arrays):
+    output = output_of(arrays, dtype=jnp.bfloat16)
+    logits = losses.logits(output)
+    assert logits.dtype == jnp.float32
+    rounded = {
+        "hidden": np.asarray(output.hidden_BTD, np.float32),
+        "kernel": np.asarray(output.unembedding.kernel_VD, np.float32),
+    }
+    logprobs, log_z = reference(arrays | rounded)
+    np.testing.assert_allclose(logits[..., :V], logprobs + log_z[..., None], atol=1e-5)
+
+
+def test_large_logits_stay_finite(arrays):
+    large = arrays | {"hidden": arrays["hidden"] * 1e4}
+    found = sums(losses.CrossEntropy(0.1, 1e-4), large)
+    assert all(np.isfinite(term) for term in found.terms.values())
+
+
+def test_impossible_losses_are_refused():
+    for options in ({"label_smoothing": 1.0}, {"label_smoothing": -0.1}, {"z_loss": -1e-4}):
+        with pytest.raises(UserError, match=next(iter(options))):
+            losses.CrossEntropy(**options)
