@@ -44,12 +44,13 @@ def train(args: argparse.Namespace) -> None:
     if args.model_dir is None:
         raise UserError("train needs --model_dir, where to write checkpoints and logs.")
     run = configure(args, "t5x_lite.train.loop.train")
+    config_text = gin.config_str()
     try:
-        run(model_dir=args.model_dir, config_text=gin.config_str())
-    except KeyboardInterrupt:
-        write_operative_config(args.model_dir)
+        run(model_dir=args.model_dir, config_text=config_text)
+    except (KeyboardInterrupt, SystemExit):  # stopped by the user; train has saved
+        write_operative_config(args.model_dir, config_text)
         raise
-    write_operative_config(args.model_dir)
+    write_operative_config(args.model_dir, config_text)
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -98,11 +99,13 @@ def lines_of(text: str) -> list[str]:
     return [line for line in text.split("\n") if line.strip()]
 
 
-def write_operative_config(model_dir: str) -> None:
-    """What the run really used, defaults included; unlike config.gin, without what nothing read."""
-    path = Path(model_dir) / "operative_config.gin"
+def write_operative_config(model_dir: str, config_text: str) -> None:
+    """What the run really used, defaults included, beside the config.gin that `train` wrote."""
+    path, config = Path(model_dir) / "operative_config.gin", Path(model_dir) / "config.gin"
     try:
-        path.write_text(gin.operative_config_str(), encoding="utf-8")
+        # No such text: `train` stopped early, or found another run there or a finished one.
+        if config.is_file() and config.read_text(encoding="utf-8") == config_text:
+            path.write_text(gin.operative_config_str(), encoding="utf-8")
     except OSError as error:
         raise UserError(f"cannot write {path}: {error.strerror}; free or unlock it.") from error
 

@@ -7,9 +7,11 @@ import gin
 import jax
 import pytest
 
-from t5x_lite import cli
+from t5x_lite import cli, optim
 from t5x_lite.nn import parameters
 from t5x_lite.nn.presets import bert, gpt2, llama, t5
+from t5x_lite.train.state import init_state
+from t5x_lite.train.step import make_train_step, model_apply
 
 FAMILIES = {
     "t5_1_0": (t5.t5_1_0, t5.SIZES_1_0),
@@ -21,6 +23,7 @@ FAMILIES = {
 MODELS = [
     f"models/{family}/{size}.gin" for family, (_, sizes) in FAMILIES.items() for size in sizes
 ]
+MINI = "models/llama/mini.gin"  # a shape, not a size
 NEEDED = {"PATHS": "'a.txt'", "TFDS": "'a'"}
 
 
@@ -52,7 +55,7 @@ def value(name):
 
 
 def test_every_size_of_every_preset_has_a_file():
-    assert shipped("models") == sorted(MODELS)
+    assert shipped("models") == sorted([*MODELS, MINI])
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -69,7 +72,7 @@ def test_a_model_file_is_the_preset_of_its_name(name):
 def test_models_replace_each_other(family):
     files = [f"models/{family}/tiny.gin", f"models/{family}/large.gin"]
     files = [file for file in files if file in MODELS] or ["models/llama/13b.gin"]
-    for order in (["models/llama/tiny.gin", *files], [*files, "models/llama/7b.gin"]):
+    for order in (["models/llama/tiny.gin", *files], [*files, MINI, "models/llama/7b.gin"]):
         configure("t5x_lite.train.describe.describe", order, model="%MODEL")
         last, size = order[-1].removesuffix(".gin").split("/")[1:]
         assert value("MODEL") == FAMILIES[last][0](size)
@@ -92,3 +95,71 @@ def test_the_objectives_differ():
         configure("t5x_lite.data.prepare.prepare", [name], task="%TASK")
         objectives.add(type(value("TASK").objective))
     assert len(objectives) == len(TASKS) == 3
+
+
+VERBS = {
+    "t5x_lite.data.prepare.prepare",
+    "t5x_lite.data.prepare.train_tokenizer",
+    "t5x_lite.train.describe.describe",
+    "t5x_lite.train.loop.train",
+    "t5x_lite.evaluate.loss.evaluate",
+    "t5x_lite.serve.generate.generate",
+}
+TRAIN = "t5x_lite.train.loop.train"
+MACROS = {"STEPS", "BATCH_SIZE", "LENGTH", "SEED", "LEARNING_RATE"}
+MACROS |= {"EVAL_PERIOD", "CHECKPOINT_PERIOD", "MICROBATCHES"}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_can_be_traced_from_its_batch_to_its_update(name):
+    configure(TRAIN, [name])
+    model, task, optimizer = value("MODEL"), value("TASK"), value("OPTIMIZER")
+    assert task.objective.family == model.kind
+    assert task.vocabulary.vocab_size <= model.vocab_size
+    batches = task.batches(batch_size=value("BATCH_SIZE"), length=value("LENGTH"), seed=0)
+    batch = {n: jax.ShapeDtypeStruct(shape, dtype) for n, (shape, dtype) in batches.shapes.items()}
+    transform = optimizer.build(parameters.abstract(model)[1])
+    step = make_train_step(
+        model_apply(model), value("LOSS"), transform, optimizer.schedule, value("MICROBATCHES")
+    )
+    state, key = jax.eval_shape(lambda: (init_state(model, transform, 0), jax.random.key(0)))
+    after, metrics = jax.eval_shape(step, state, batch, key)
+    assert jax.tree.map(lambda leaf: leaf.shape, after) == jax.tree.map(lambda x: x.shape, state)
+    assert metrics["loss"].shape == ()
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_serves_every_verb_and_reads_the_same_macros(name):
+    for target in VERBS:
+        configure(target, [name])
+    read = set(cli.macros_read())
+    assert read >= MACROS | {"MODEL", "TASK", "VOCAB_SIZE", "DATA_DIR", "OPTIMIZER"}
+    configure(TRAIN, [name], [f"{macro}=40" for macro in MACROS])
+    assert {value(macro) for macro in MACROS} == {40}
+    assert value("OPTIMIZER").schedule(39) <= 40, "40 steps are enough for the schedule"
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_what_a_run_stores_describes_the_same_run(name, tmp_path):
+    configure(TRAIN, [name])
+    macros = sorted(set(cli.macros_read()) - {"OPTIMIZER"})  # schedules are functions
+    before = {macro: value(macro) for macro in macros}
+    (tmp_path / "config.gin").write_text(gin.config_str())
+    configure(TRAIN, [str(tmp_path / "config.gin")])
+    assert {macro: value(macro) for macro in macros} == before
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_says_how_to_run_it_and_what_came_out(name):
+    head = "".join(line for line in (cli.CONFIGS / name).open() if line.startswith("#"))
+    assert f"t5x_lite train --gin_file {name}" in head
+    assert "ot run" in head or "measured" in head.lower()
+
+
+def test_another_model_and_task_replace_the_run_s():
+    replaced = ["runs/pretrain_gpt.gin", "tasks/masked_lm.gin", "models/bert/base.gin"]
+    configure(TRAIN, replaced, ["STEPS=5", "WARMUP_STEPS=2", "AdamW.weight_decay=0.5"])
+    assert value("MODEL") == bert.bert("base")
+    assert value("TASK").objective.family == "encoder-only"
+    assert isinstance(value("OPTIMIZER"), optim.AdamW)
+    assert value("OPTIMIZER").weight_decay == 0.5

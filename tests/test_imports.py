@@ -39,8 +39,7 @@ TABLE = {
 # Parts of the table's rows that may see one file or two of another part only.
 NARROW = {
     ("serve", "data"): {"data.vocabularies", "data.tasks"},
-    ("serve", "train"): {"train.state"},
-    ("evaluate", "train"): {"train.state"},
+    ("serve", "train"): {"train.restore"},
 }
 # No JAX at all where only NumPy is wanted, and gin at the edge.
 FORBIDDEN = {

@@ -1,0 +1,116 @@
+"""The life of a tiny model through the command line: every verb on a run of four steps."""
+
+import json
+
+import gin
+import pytest
+
+from t5x_lite import cli
+
+TINY = [
+    "--gin_file=runs/pretrain_llama.gin",
+    "--gin_file=tasks/corpora/text.gin",
+    "--gin.PATHS='text.txt'",
+    "--gin.VOCABULARY=@vocabularies.Bytes()",
+    "--gin.VOCAB_SIZE=363",
+    *(
+        f"--gin.llama.{name}"
+        for name in ("width=16", "layers=1", "heads=2", "kv_heads=1", "hidden=16")
+    ),
+    *("--gin.STEPS=4", "--gin.BATCH_SIZE=8", "--gin.LENGTH=16", "--gin.WARMUP_STEPS=1"),
+    *("--gin.EVAL_PERIOD=2", "--gin.LOG_PERIOD=1", "--gin.PEAK_FLOPS=1e9"),
+]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Where the model was trained, with the text and its tokens."""
+    folder = tmp_path_factory.mktemp("run")
+    lines = (f"{a} and {b} are {a + b}.\n\n" for a in range(20) for b in range(20))
+    (folder / "text.txt").write_text("".join(lines))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        patch.setenv("JAX_COMPILATION_CACHE_DIR", "unused")
+        assert cli.main(["data", "prepare", *TINY]) == 0
+        assert cli.main(["train", *TINY, "--model_dir=model"]) == 0
+    return folder
+
+
+@pytest.fixture(autouse=True)
+def inside(folder, monkeypatch):
+    monkeypatch.chdir(folder)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", "unused")
+    yield
+    gin.clear_config()
+
+
+def rows():
+    with open("model/metrics.jsonl") as file:
+        return [json.loads(line) for line in file]
+
+
+def test_train_leaves_its_log_and_both_configurations(folder):
+    assert [row["step"] for row in rows() if "loss" in row] == [1, 2, 3, 4]
+    given, used = ((folder / "model" / f"{n}config.gin").read_text() for n in ("", "operative_"))
+    for text in (given, used):
+        assert "STEPS = 4\n" in text
+    assert "SentencePiece.vocab_size" in given
+    assert "SentencePiece" not in used, "nothing read it"
+
+
+def test_the_same_command_again_says_that_it_is_done(capsys):
+    before = rows()
+    assert cli.main(["train", *TINY, "--model_dir=model"]) == 0
+    assert "done" in capsys.readouterr().out
+    assert rows() == before
+
+
+def test_another_configuration_leaves_the_record_of_the_run_alone(folder, capsys):
+    record = {path.name: path.read_bytes() for path in (folder / "model").glob("*.*")}
+    assert cli.main(["train", *TINY, "--model_dir=model", "--gin.llama.hidden=32"]) == 2
+    assert "16 → 32" in capsys.readouterr().err
+    assert {path.name: path.read_bytes() for path in (folder / "model").glob("*.*")} == record
+
+
+def test_eval_needs_no_more_than_the_model_dir(capsys):
+    assert cli.main(["eval", "--model_dir=model", "--baselines"]) == 0
+    out = capsys.readouterr().out
+    assert [word for word in ("unigram", "bigram", "model, step 4") if word in out] != []
+    last = [row["eval/loss"] for row in rows() if "eval/loss" in row][-1]
+    assert f"{last:.4f}" in out
+
+
+def test_generate_takes_its_options_from_the_command_line(capsys):
+    command = ["generate", "--model_dir=model", "--prompt=1 and", "--max_tokens=3", "--seed=1"]
+    assert cli.main([*command, "--temperature=0", "--num_samples=2"]) == 0
+    assert capsys.readouterr().out.count("1 and") == 2
+
+
+def test_plot_draws_the_run(folder, capsys):
+    assert cli.main(["plot", "--model_dir=model"]) == 0
+    assert capsys.readouterr().out.strip().endswith("model/loss.png")
+    assert (folder / "model" / "loss.png").stat().st_size > 1000
+
+
+def test_a_dry_run_needs_no_more_than_a_model_file(capsys):
+    assert cli.main(["train", "--dry_run", "--gin_file=gin_configs/models/t5_1_1/small.gin"]) == 0
+    assert capsys.readouterr().out.splitlines()[-1] == "total parameters: 76,961,152"
+    assert cli.main(["train", "--dry_run", *TINY]) == 0
+    assert "total parameters: " in capsys.readouterr().out.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("STEPS='many'", "steps = %STEPS is 'many', but must be of type int"),
+        ("STEPS=4.5", "steps = %STEPS is 4.5, but must be of type int"),
+        ("AdamW.foo=1", "AdamW has no parameter foo"),
+        ("STPES=40", "STPES. Did you mean STEPS?"),
+        ("BATCH_SIZE=9", "batch_size=9"),
+    ],
+)
+def test_what_a_run_refuses_is_one_line(override, message, capsys):
+    assert cli.main(["train", *TINY, "--model_dir=other", f"--gin.{override}"]) == 2
+    err = capsys.readouterr().err
+    assert message in err
+    assert err.count("\n") == 1
