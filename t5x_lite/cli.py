@@ -261,7 +261,7 @@ def check_values(function: Callable[..., Any]) -> None:
                 raise
             except (TypeError, ValueError) as error:
                 raise UserError(f"{name} = {value}: {str(error).splitlines()[0]}") from error
-            annotation = parameters[name].annotation
+            annotation = parameters[name].annotation if name in parameters else Any
             if not has_type(built, annotation):
                 kind = getattr(annotation, "__name__", annotation)
                 raise UserError(f"{name} = {value} is {built!r}, but must be of type {kind}.")
@@ -270,7 +270,7 @@ def check_values(function: Callable[..., Any]) -> None:
 def has_type(value: Any, annotation: Any) -> bool:
     """False for a plain value, as gin writes them, that isn't of its parameter's plain type."""
     plain = isinstance(value, bool | int | float | str | list | tuple | dict)
-    if annotation is inspect.Parameter.empty or not plain:
+    if annotation in (inspect.Parameter.empty, Any) or not plain:
         return True
     try:
         return isinstance(value, annotation)
