@@ -28,7 +28,7 @@ class AdamW:
     b2: float | int = 0.95
     epsilon: float | int = 1e-8
     weight_decay: float | int = 0.1
-    decay: str = r"(kernel|embedding)$"  # which parameters decay: a regular expression
+    decay: str = r"(kernel|embedding|token_types)$"  # which parameters decay: a regular expression
     clip_norm: float | int | None = 1.0  # of all gradients together; None: no clipping
 
     def build(self, axes: Axes) -> optax.GradientTransformation:
@@ -53,7 +53,7 @@ class Adafactor:
     clip_rms: float | int = 1.0
     min_factored: int = 128  # smaller matrices keep a full second moment
     weight_decay: float | int = 0.0
-    decay: str = r"(kernel|embedding)$"
+    decay: str = r"(kernel|embedding|token_types)$"
     clip_norm: float | int | None = None
 
     def build(self, axes: Axes) -> optax.GradientTransformation:
