@@ -60,6 +60,20 @@ def test_prompt_and_continuation_make_the_text_again(vocabulary):
         assert segments == ((TEXT[:cut], False), (TEXT[cut:], True))
 
 
+class Stripping(ByteVocabulary):
+    """As models of sentencepiece with a dummy prefix do (T5's, Llama's)."""
+
+    def decode(self, ids):
+        return super().decode(ids).removeprefix(" ")
+
+
+def test_a_continuation_keeps_the_space_that_its_vocabulary_strips_from_a_text():
+    vocabulary = Stripping(SENTINELS)
+    read = reader(llama, vocabulary)
+    segments = read.answer(read.encode("the"), vocabulary.encode(" cat"))
+    assert segments == (("the", False), (" cat", True))
+
+
 @pytest.mark.parametrize("seed", range(4))
 def test_the_targets_of_span_corruption_restore_its_text(vocabulary, seed):
     """What a model is trained to write, read back, is the text that was corrupted."""
