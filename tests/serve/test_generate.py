@@ -40,12 +40,15 @@ def config(name):
 
 @functools.cache
 def params_of(name):
-    """NumPy's: they need no program."""
+    """NumPy's, which need no program; large enough for an answer to depend on its prompt."""
     shapes, _ = parameters.abstract(config(name)["model"])
     rng = np.random.default_rng(0)
-    return jax.tree.map(
-        lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape, np.float32)), shapes
-    )
+
+    def value(path, leaf):
+        noise = 0.1 * rng.standard_normal(leaf.shape, np.float32)
+        return jnp.asarray(1 + noise if path[-1].key == "scale" else noise)
+
+    return jax.tree_util.tree_map_with_path(value, shapes)
 
 
 @pytest.fixture(scope="module")
@@ -102,9 +105,13 @@ def test_a_checkpoint_answers_each_prompt_as_often_as_asked(run_dir, monkeypatch
 
 def test_samples_depend_on_seed_prompt_and_number_alone(in_memory, monkeypatch):
     monkeypatch.setattr(answers, "BATCH_ROWS", 2)
-    first = texts(PROMPTS, num_samples=2)
+    results = run("llama", PROMPTS, num_samples=2)
+    first = [answer.text for answer in results]
     assert texts([*PROMPTS[:2], "another"])[:2] == [first[0], first[2]]
     assert not set(texts(PROMPTS, num_samples=2, seed=1)) & set(first)
+    # Had every prompt been the first one, the same noise would have given other tokens.
+    same = run("llama", [PROMPTS[0]] * 3, num_samples=2)
+    assert [a.segments[1] for a in same][2:] != [a.segments[1] for a in results][2:]
     # Of a mesh of eight devices, whatever the rules.
     assert texts(PROMPTS, num_samples=2, mesh=MeshConfig(fsdp=2, tensor=4)) == first
 
@@ -119,11 +126,14 @@ def test_an_encoder_decoder_keeps_the_text_around_its_sentinels(in_memory, capsy
 
 
 def test_an_encoder_fills_masks_with_the_likeliest_candidates(in_memory):
+    vocabulary = config("bert")["task"].load_vocabulary()
+    names = [vocabulary.piece(i) for i in range(vocabulary.size)]
     results = run("bert", ["The <mask>at", "<mask> and <mask>"], top_k=4, num_samples=3)
     assert [len(a.candidates) for a in results] == [1, 2]
     for answer in results:
         new = [text for text, is_new in answer.segments if is_new]
-        assert len(new) == len(answer.candidates)
+        best = [candidates[0][0] for candidates in answer.candidates]
+        assert new == [vocabulary.decode([names.index(piece)]) for piece in best]
         for candidates in answer.candidates:
             probs = [prob for _, prob in candidates]
             assert len(probs) == 4

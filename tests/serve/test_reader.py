@@ -67,11 +67,15 @@ class Stripping(ByteVocabulary):
         return super().decode(ids).removeprefix(" ")
 
 
-def test_a_continuation_keeps_the_space_that_its_vocabulary_strips_from_a_text():
+def test_what_is_written_keeps_the_space_that_its_vocabulary_strips_from_a_text():
     vocabulary = Stripping(SENTINELS)
     read = reader(llama, vocabulary)
     segments = read.answer(read.encode("the"), vocabulary.encode(" cat"))
     assert segments == (("the", False), (" cat", True))
+    read = reader(t5_1_1, vocabulary)
+    written = [vocabulary.sentinel_ids[0], *vocabulary.encode(" dog")]
+    segments = read.answer(read.encode("the<extra_id_0> ran"), written)
+    assert segments == (("the", False), (" dog", True), (" ran", False))
 
 
 @pytest.mark.parametrize("seed", range(4))
