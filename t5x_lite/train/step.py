@@ -123,9 +123,11 @@ def _split(x: jax.Array, parts: int, sharding: Sharding | None) -> jax.Array:
 
 def check_batch(batch_size: int, microbatches: int, sharding: Sharding) -> None:
     """Raises `UserError` where rows don't divide among microbatches and data-parallel devices."""
+    if microbatches < 1:
+        raise UserError(f"microbatches={microbatches} must be at least 1.")
     devices = sharding.mesh.shape["replica"] * sharding.mesh.shape["fsdp"]
     parts = microbatches * devices
-    if microbatches < 1 or batch_size % parts:
+    if batch_size % parts:
         best = max(parts, batch_size // parts * parts)
         raise UserError(
             f"batch_size={batch_size} doesn't divide into {microbatches} microbatches on {devices} "
