@@ -269,7 +269,7 @@ def check_values(function: Callable[..., Any]) -> None:
 
 def has_type(value: Any, annotation: Any) -> bool:
     """False for a plain value, as gin writes them, that isn't of its parameter's plain type."""
-    plain = isinstance(value, bool | int | float | str | list | tuple | dict)
+    plain = value is None or isinstance(value, bool | int | float | str | list | tuple | dict)
     if annotation in (inspect.Parameter.empty, Any) or not plain:
         return True
     try:
