@@ -44,4 +44,6 @@ def describe(
 
 def _spec(sharding: Sharding, names: tuple[str, ...], shape: tuple[int, ...]) -> str:
     """The mesh axes of each dimension, such as `fsdp · tensor`; "-" where it is whole."""
-    return " ".join("·".join(axes) if axes else "-" for axes in sharding.spec(names, shape))
+    # A PartitionSpec gives a single mesh axis as its bare name.
+    groups = [(g,) if isinstance(g, str) else g or ("-",) for g in sharding.spec(names, shape)]
+    return " ".join("·".join(group) for group in groups)
