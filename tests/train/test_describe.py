@@ -22,9 +22,9 @@ def table(*args):
 
 
 def test_t5_1_1_small_at_once_and_without_memory():
-    arrays, began = len(jax.live_arrays()), time.perf_counter()
+    arrays, began = len(jax.live_arrays()), time.process_time()
     lines = table(t5_1_1("small"))
-    assert time.perf_counter() - began < 10  # under 2 s where nothing else runs
+    assert time.process_time() - began < 2
     assert len(jax.live_arrays()) == arrays
     assert lines[-1] == "total parameters: 76,961,152"
     # The table adds up, and shows each name once.

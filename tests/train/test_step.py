@@ -65,9 +65,10 @@ class Trainer:
     step: object
     sharding: Sharding
 
-    def run(self, batches, key=1):
-        """(metrics, state) after each batch, on the host."""
-        state, history = jax.device_put(self.start, self.shardings), []
+    def run(self, batches, key=1, start=0):
+        """(metrics, state) after each batch, on the host; `start` is the first one's step."""
+        state = self.start.replace(step=np.asarray(start, np.int32))
+        state, history = jax.device_put(state, self.shardings), []
         for batch in batches:
             placed = {k: jax.device_put(v, self.sharding.batch(v.shape)) for k, v in batch.items()}
             state, metrics = self.step(state, placed, jax.random.key(key))
@@ -146,11 +147,12 @@ def test_layout_does_not_change_the_run(trainer, batches, plain, family, name, c
     assert_same_run(trainer(family, name, **change).run(batches(family)), plain(family, name))
 
 
-def test_dropout_is_on_and_follows_the_key(trainer, batches):
+def test_dropout_is_on_and_follows_the_key_and_the_step(trainer, batches):
     """Otherwise the laws above would say little; and the same key gives the same bits."""
-    first, again, other = (
-        trainer("llama", "adamw", ema=DECAY).run(batches("llama"), key=key) for key in (1, 1, 2)
-    )
+    llama = trainer("llama", "adamw", ema=DECAY)
+    first, again, other = (llama.run(batches("llama"), key=key) for key in (1, 1, 2))
+    later = llama.run(batches("llama")[:1], start=1)
+    assert abs(first[0][0]["loss"] - later[0][0]["loss"]) > 1e-3
     found = leaves(again)
     for path, value in leaves(first).items():
         np.testing.assert_array_equal(found[path], value, err_msg=path)
