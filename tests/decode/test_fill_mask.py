@@ -17,7 +17,7 @@ def test_candidates_are_the_likeliest_ids_of_each_mask(tiny):
     banned = np.zeros(128, bool)
     banned[:50] = True
     batch = right_pad(ROWS)
-    free = fill_mask(model, params, batch, MASK, 7)
+    free = fill_mask(model, params, batch, MASK, 7, jnp.zeros(128, bool))
     strict = fill_mask(model, params, batch, MASK, 7, jnp.asarray(banned))
     apply = jax.jit(lambda params, batch: losses.logits(model.apply({"params": params}, batch)))
     for i, row in enumerate(ROWS):

@@ -38,6 +38,10 @@ def reference(logits, temperature=1.0, top_k=None, top_p=None):
     return result
 
 
+def keys_of(rows, seed):
+    return jax.random.wrap_key_data(np.array([[seed, row] for row in range(rows)], np.uint32))
+
+
 @pytest.fixture
 def logits():
     values = 3 * np.random.default_rng(0).standard_normal((7, 50)).astype(np.float32)
@@ -96,7 +100,7 @@ def test_filters_respect_what_is_already_removed(logits):
 
 
 def test_temperature_zero_is_the_limit_of_small_temperatures(logits):
-    keys = jax.random.split(jax.random.key(0), 7)
+    keys = keys_of(7, seed=0)
     for temperature in (0, 1e-6):
         chosen = draw(logits, keys, Sampling(temperature))
         np.testing.assert_array_equal(chosen, logits.argmax(-1))
@@ -106,7 +110,7 @@ def test_temperature_zero_is_the_limit_of_small_temperatures(logits):
 def test_frequencies_match_the_distribution(logits):
     draws, setting = 10_000, {"temperature": 1.5, "top_k": 20, "top_p": 0.95}
     rows = np.repeat(logits[:1], draws, axis=0)
-    keys = jax.random.split(jax.random.key(3), draws)
+    keys = keys_of(draws, seed=3)
     chosen = draw(rows, keys, Sampling(**setting))
     counts = np.bincount(np.asarray(chosen), minlength=logits.shape[1])
     expected = draws * reference(logits[0], **setting)
@@ -121,7 +125,7 @@ def test_frequencies_match_the_distribution(logits):
 
 
 def test_a_row_depends_on_its_own_key_and_logits(logits):
-    keys = jax.random.split(jax.random.key(4), 7)
+    keys = keys_of(7, seed=4)
     sampling = Sampling(1.5, top_k=20, top_p=0.9)
     together = draw(logits, keys, sampling)
     alone = [draw(logits[i : i + 1], keys[i : i + 1], sampling)[0] for i in range(7)]

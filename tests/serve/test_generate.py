@@ -11,6 +11,8 @@ from t5x_lite.data.objectives import CausalLM, MaskedLM, SpanCorruption
 from t5x_lite.data.sources import Text
 from t5x_lite.data.tasks import Task
 from t5x_lite.data.vocabularies import Bytes
+from t5x_lite.decode.generate import Generated
+from t5x_lite.decode.prompts import right_pad
 from t5x_lite.errors import UserError
 from t5x_lite.nn import parameters
 from t5x_lite.nn.presets.bert import bert
@@ -85,44 +87,78 @@ def run(name, prompts, model_dir=None, **options):
 PROMPTS = ["How are you?", "", "Longer than the rest"]
 
 
-def texts(prompts, **options):
-    return [answer.text for answer in run("llama", prompts, **options)]
-
-
-def test_a_checkpoint_answers_each_prompt_as_often_as_asked(run_dir, monkeypatch, capsys):
-    monkeypatch.setattr(answers, "BATCH_ROWS", 2)
-    results = run("llama", PROMPTS, run_dir, num_samples=2)
-    assert [(a.prompt, a.sample) for a in results] == [(i, j) for i in range(3) for j in range(2)]
-    assert len({answer.text for answer in results}) == 6
-    lines = capsys.readouterr().out
-    for answer in results:
-        assert answer.segments[0] == (PROMPTS[answer.prompt], False)
+def test_a_checkpoint_answers_alike_on_any_mesh(run_dir, request):
+    results = run("llama", PROMPTS[:2], run_dir)
+    for answer, prompt in zip(results, PROMPTS, strict=False):
+        assert answer.segments[0] == (prompt, False)
         assert answer.tokens == 6 or answer.stopped
         assert answer.logprob < 0
-        head = f"--- prompt {answer.prompt + 1} of 3, sample {answer.sample + 1} of 2 ---"
-        assert f"{head}\n{answer.text}\n" in lines
+    request.getfixturevalue("in_memory")
+    meshed = run("llama", PROMPTS[:2], mesh=MeshConfig(fsdp=2, tensor=4))
+    assert [a.segments for a in meshed] == [a.segments for a in results]
+    np.testing.assert_allclose([a.logprob for a in meshed], [a.logprob for a in results], rtol=1e-4)
 
 
-def test_samples_depend_on_seed_prompt_and_number_alone(in_memory, monkeypatch):
-    monkeypatch.setattr(answers, "BATCH_ROWS", 2)
+@pytest.fixture
+def writes(in_memory, monkeypatch):
+    """Makes the model write what a function of (prompt, key) says: nothing is compiled."""
+    batches = []
+
+    def make(write):
+        def generate(model, params, prompt, keys_B, decoding, banned_V):
+            batches.append(prompt)
+            rows = [
+                write(tokens.tolist(), int(key))
+                for tokens, key in zip(
+                    prompt.get("encoder_tokens", prompt["tokens"]),
+                    np.asarray(jax.random.key_data(keys_B)).sum(-1),
+                    strict=True,
+                )
+            ]
+            tokens_BT, lengths_B = right_pad(rows)["tokens"], np.array([len(row) for row in rows])
+            stopped_B = np.array([row[-1] in decoding.stop_ids for row in rows])
+            return Generated(tokens_BT, -1.0 * (tokens_BT > 0), lengths_B, stopped_B)
+
+        monkeypatch.setattr(answers, "generate", generate)
+        return batches
+
+    return make
+
+
+def test_samples_depend_on_seed_prompt_and_number_alone(writes, monkeypatch, capsys):
+    monkeypatch.setattr(answers, "BATCH_ROWS", 4)
+
+    def letters(row, key):
+        return np.random.default_rng([key, *row]).integers(3 + 65, 3 + 91, 8).tolist()
+
+    batches = writes(letters)
     results = run("llama", PROMPTS, num_samples=2)
     first = [answer.text for answer in results]
-    assert texts([*PROMPTS[:2], "another"])[:2] == [first[0], first[2]]
-    assert not set(texts(PROMPTS, num_samples=2, seed=1)) & set(first)
-    # Had every prompt been the first one, the same noise would have given other tokens.
-    same = run("llama", [PROMPTS[0]] * 3, num_samples=2)
-    assert [a.segments[1] for a in same][2:] != [a.segments[1] for a in results][2:]
-    # Of a mesh of eight devices, whatever the rules.
-    assert texts(PROMPTS, num_samples=2, mesh=MeshConfig(fsdp=2, tensor=4)) == first
+    assert len(set(first)) == 6
+    assert [(a.prompt, a.sample) for a in results] == [(i, j) for i in range(3) for j in range(2)]
+    shown = capsys.readouterr().out
+    for answer in results:
+        assert answer.segments[0] == (PROMPTS[answer.prompt], False)
+        assert (answer.tokens, answer.stopped, answer.logprob) == (8, False, -8.0)
+        head = f"--- prompt {answer.prompt + 1} of 3, sample {answer.sample + 1} of 2 ---"
+        assert f"{head}\n{answer.text}\n" in shown
+    others = run("llama", [PROMPTS[0], "another", PROMPTS[2]], num_samples=3)
+    again = {(a.prompt, a.sample): a.text for a in others}
+    assert [again[i, j] for i in (0, 2) for j in (0, 1)] == [*first[:2], *first[4:]]
+    reseeded = run("llama", PROMPTS, num_samples=2, seed=1)
+    assert not {a.text for a in reseeded} & set(first)
+    # All batches have one shape: a second one would be another program to compile.
+    assert {batch["tokens"].shape for batch in batches} == {(4, 32)}
 
 
-def test_an_encoder_decoder_keeps_the_text_around_its_sentinels(in_memory, capsys):
-    prompt = "The <extra_id_0> sat <extra_id_1>."
-    (answer,) = run("t5", [prompt], temperature=0)
-    given = "".join(text for text, is_new in answer.segments if not is_new)
-    assert given.startswith("The ")
-    assert given.endswith(".")
-    assert capsys.readouterr().out == f"{answer.text}\n"
+def test_an_encoder_decoder_fills_the_sentinels_of_its_prompt(writes, capsys):
+    vocabulary = config("t5")["task"].load_vocabulary()
+    first, second = vocabulary.sentinel_ids[:2]
+    spans = [first, *vocabulary.encode("cat"), second, *vocabulary.encode("here"), 1]
+    writes(lambda row, key: spans)
+    (answer,) = run("t5", ["The <extra_id_0> sat <extra_id_1>."])
+    assert capsys.readouterr().out == "The cat sat here.\n"
+    assert (answer.tokens, answer.stopped) == (len(spans), True)
 
 
 def test_an_encoder_fills_masks_with_the_likeliest_candidates(in_memory):
