@@ -17,7 +17,7 @@ from jaxtyping import Array, Float, Int
 from t5x_lite.errors import UserError
 from t5x_lite.nn.layers import Common, param, truncated_normal
 
-Rotation = tuple[Float[Array, "B T h"], Float[Array, "B T h"]]
+Rotation = tuple[Float[Array, "_ T h"], Float[Array, "_ T h"]]  # one row may serve the batch
 
 
 class PositionModule(nn.Module):

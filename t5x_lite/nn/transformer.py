@@ -76,7 +76,7 @@ class Stack(nn.Module):
             PositionModule() if kind is None else
             kind.build(attention.heads, attention.head_dim, c.causal, self.common, "positions")
         )  # fmt: skip
-        pos_BT = _positions(batch, x_BTD.shape[1])
+        pos_BT = _positions(batch, x_BTD.shape[1], cache)
         placed = positions.embed(pos_BT, x_BTD.shape[2])
         x_BTD = x_BTD if placed is None else x_BTD + placed
         if c.input_norm is not None:
@@ -126,11 +126,12 @@ def _rematerialised(policy: str, scan: bool) -> type[nn.Module]:
     return nn.remat(Block, prevent_cse=not scan, policy=keep)
 
 
-def _positions(batch: Batch, length: int):
-    """The batch's positions; without any, one row that serves them all."""
+def _positions(batch: Batch, length: int, cache: Cache | None):
+    """The batch's positions; without any, one row that serves them all and goes on in the cache."""
     if "positions" in batch:
         return batch["positions"]
-    return jnp.arange(length, dtype=jnp.int32)[None]
+    start = 0 if cache is None else cache.index
+    return (start + jnp.arange(length, dtype=jnp.int32))[None]
 
 
 def _look(causal, cache, batch, pos_BT, positions, inputs):
