@@ -33,7 +33,7 @@ def test_each_policy_keeps_less(models, family, scan):
     assert minimal < 0.9 * none
 
 
-@pytest.mark.parametrize("policy", ["minimal", "full"])
+@pytest.mark.parametrize("policy", [pytest.param("minimal", marks=pytest.mark.grid), "full"])
 def test_gradients_are_those_without(models, policy):
     config = models.tiny("gpt2")
     params, batch = models.random_params(config), models.packed_batch(config)
