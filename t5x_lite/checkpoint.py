@@ -340,8 +340,9 @@ class Checkpointer:
 def _quieten_orbax() -> None:
     """Drops what Orbax prints of a failed save, once and for all: `wait` raises it as one line.
 
-    Its tracebacks come from threads that outlive the failure, so a filter can't be taken off again. So does
-    "Event loop is closed", from TensorStore telling a finished event loop of further writes.
+    Its tracebacks come from threads that outlive the failure, so a filter can't be taken off
+    again. So does "Event loop is closed", from TensorStore telling a finished event loop of
+    further writes.
     """
     logging.getLogger("absl").addFilter(
         lambda record: record.levelno < logging.WARNING or "/orbax/" not in record.pathname

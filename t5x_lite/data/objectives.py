@@ -151,11 +151,11 @@ class _MaskedRows:
 
 
 def mask_tokens(
-    ids: Int[np.ndarray, "n"],
+    ids: Int[np.ndarray, " n"],
     vocabulary: Vocabulary,
     objective: MaskedLM,
     noise: np.random.Generator,
-) -> tuple[Int[np.ndarray, "n"], Bool[np.ndarray, "n"]]:
+) -> tuple[Int[np.ndarray, " n"], Bool[np.ndarray, " n"]]:
     """The noisy ids and which were chosen. Special ids are never chosen."""
     candidates = np.flatnonzero(~np.isin(ids, vocabulary.special_ids))
     count = min(len(candidates), max(1, round(objective.density * len(candidates))))
@@ -274,7 +274,7 @@ def _spans(raw: int, density: float | int, mean_span: float | int) -> tuple[int,
 
 def random_spans(
     n: int, density: float | int, mean_span: float | int, noise: np.random.Generator
-) -> Bool[np.ndarray, "n"]:
+) -> Bool[np.ndarray, " n"]:
     """Which of n tokens are noise: a fixed number of tokens and spans, never the first token.
 
     Lengths of the spans and of the gaps before them are uniform over the ways to cut, as in T5.
@@ -294,8 +294,8 @@ def _random_cut(total: int, parts: int, noise: np.random.Generator) -> np.ndarra
 
 
 def corrupt(
-    ids: Int[np.ndarray, "n"], is_noise: Bool[np.ndarray, "n"], sentinels: Int[np.ndarray, "s"]
-) -> tuple[Int[np.ndarray, "i"], Int[np.ndarray, "t"]]:
+    ids: Int[np.ndarray, " n"], is_noise: Bool[np.ndarray, " n"], sentinels: Int[np.ndarray, " s"]
+) -> tuple[Int[np.ndarray, " i"], Int[np.ndarray, " t"]]:
     """Inputs (each noise span as one sentinel) and targets (each sentinel, then its span).
 
     Raises:

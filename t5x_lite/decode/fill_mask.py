@@ -38,7 +38,7 @@ def fill_mask(
     batch: Batch,
     mask_id: int,
     candidates: int = 5,
-    banned_V: Bool[Array, "V"] | None = None,
+    banned_V: Bool[Array, " V"] | None = None,
 ) -> Candidates:
     """Ranks ids for each mask of a batch; compiles once for each shape and number of masks.
 
@@ -93,7 +93,7 @@ def rank(
     batch: Batch,
     positions_BM: Int[Array, "B M"],
     candidates: int,
-    banned_V: Bool[Array, "V"] | None = None,
+    banned_V: Bool[Array, " V"] | None = None,
 ) -> Candidates:
     """`fill_mask` at given places without its checks: pure, for use inside a compiled program."""
     output = model.apply({"params": params}, batch)

@@ -86,7 +86,7 @@ def generate(
     prompt: Batch,
     keys_B: KeyArray,
     decoding: Decoding,
-    banned_V: Bool[Array, "V"] | None = None,
+    banned_V: Bool[Array, " V"] | None = None,
 ) -> Generated:
     """Continues a batch of prompts; compiles once for each shape, model and `decoding`.
 
@@ -118,7 +118,7 @@ def decode(
     prompt: Batch,
     keys_B: KeyArray,
     decoding: Decoding,
-    banned_V: Bool[Array, "V"] | None = None,
+    banned_V: Bool[Array, " V"] | None = None,
 ) -> Generated:
     """`generate` without its checks: pure, for use inside a compiled program."""
     rows, width = prompt["tokens"].shape
@@ -164,9 +164,9 @@ def prefill(
 def decode_step(
     model: Transformer,
     params: Params,
-    tokens_B: Int[Array, "B"],
-    positions_B: Int[Array, "B"],
-    live_B: Bool[Array, "B"],
+    tokens_B: Int[Array, " B"],
+    positions_B: Int[Array, " B"],
+    live_B: Bool[Array, " B"],
     cache: Cache,
 ) -> tuple[Float[Array, "B V"], Cache]:
     """Reads one token a row: logits of the next one, and the cache with this one.
@@ -188,7 +188,7 @@ def decode_step(
     return _logits_at(output, jnp.zeros_like(tokens_B)), output.cache
 
 
-def _logits_at(output: Output, index_B: Int[Array, "B"]) -> Float[Array, "B V"]:
+def _logits_at(output: Output, index_B: Int[Array, " B"]) -> Float[Array, "B V"]:
     """Logits of one place a row; those of the others are never computed."""
     hidden_BTD = jnp.take_along_axis(output.hidden_BTD, index_B[:, None, None], axis=1)
     return losses.logits(output.replace(hidden_BTD=hidden_BTD))[:, 0]

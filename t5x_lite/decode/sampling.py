@@ -64,7 +64,9 @@ def greedy(logits: Float[Array, "*rows V"]) -> Int[Array, "*rows"]:
     return jnp.argmax(logits, axis=-1).astype(jnp.int32)
 
 
-def sample(logits_BV: Float[Array, "B V"], keys_B: KeyArray, sampling: Sampling) -> Int[Array, "B"]:
+def sample(
+    logits_BV: Float[Array, "B V"], keys_B: KeyArray, sampling: Sampling
+) -> Int[Array, " B"]:
     """One id a row, int32. Row i depends on its own logits and key, on no other row.
 
     Args:

@@ -60,7 +60,9 @@ def baselines(task: Task, held_out: Batches) -> Baselines:
     return score(Bigram.fit(rows, vocabulary.size), held_out, vocabulary.byte_lengths())
 
 
-def score(model: "Bigram", batches: Iterable[Row], byte_lengths: Int[np.ndarray, "V"]) -> Baselines:
+def score(
+    model: "Bigram", batches: Iterable[Row], byte_lengths: Int[np.ndarray, " V"]
+) -> Baselines:
     """Scores targets of weight above 0; the context of each is the token that the model sees."""
     unigram = bigram = 0.0
     tokens = text_bytes = 0
@@ -117,7 +119,7 @@ class Bigram:
 
     counts: _Counts
     weights: Float[np.ndarray, "buckets 3"]
-    unigram: Float[np.ndarray, "V"]
+    unigram: Float[np.ndarray, " V"]
 
     @classmethod
     def fit(cls, rows: list[np.ndarray], vocabulary_size: int) -> "Bigram":
@@ -134,8 +136,8 @@ class Bigram:
         return cls(counts, weights, mixture[0] * frequency + mixture[1] / vocabulary_size)
 
     def probabilities(
-        self, context: Int[np.ndarray, "n"], target: Int[np.ndarray, "n"]
-    ) -> Float[np.ndarray, "n"]:
+        self, context: Int[np.ndarray, " n"], target: Int[np.ndarray, " n"]
+    ) -> Float[np.ndarray, " n"]:
         """p(target | context); over all targets they sum to 1."""
         weights = self.weights[self.counts.buckets(context)]
         return (weights * self.counts.components(context, target)).sum(axis=1)
