@@ -174,6 +174,16 @@ def test_a_broken_file_is_named(text, message, capsys, tmp_path):
     assert message in err
 
 
+def test_gin_looks_for_files_not_for_resources_of_packages(tmp_path):
+    # From the repository's root `gin_configs` can be taken for a package.
+    (tmp_path / "mine.gin").write_text("include 'gin_configs/tasks/none.gin'")
+    command = ["-m", "t5x_lite", "data", "prepare", "--gin_file", tmp_path / "mine.gin"]
+    done = subprocess.run([sys.executable, *command], cwd=ROOT, text=True, capture_output=True)
+    assert done.returncode == 2
+    assert "it includes gin_configs/tasks/none.gin" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
 def stub(monkeypatch, error):
     def verb(args):
         raise error

@@ -68,6 +68,12 @@ def test_a_model_file_is_the_preset_of_its_name(name):
     assert (model.physical_vocab, model.width) in {leaf.shape for leaf in jax.tree.leaves(shapes)}
 
 
+def test_mini_is_a_llama_of_another_shape():
+    configure("t5x_lite.train.describe.describe", [MINI], model="%MODEL")
+    shape = {"width": 128, "heads": 4, "kv_heads": 2, "hidden": 344}
+    assert value("MODEL") == llama.llama("tiny", **shape)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_models_replace_each_other(family):
     files = [f"models/{family}/tiny.gin", f"models/{family}/large.gin"]

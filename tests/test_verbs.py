@@ -69,6 +69,7 @@ def test_another_configuration_leaves_the_record_of_the_run_alone(folder, capsys
     record = {path.name: path.read_bytes() for path in (folder / "model").glob("*.*")}
     assert cli.main(["train", *TINY, "--model_dir=model", "--gin.llama.hidden=32"]) == 2
     assert "16 → 32" in capsys.readouterr().err
+    assert cli.main(["train", *TINY, "--model_dir=model", "--gin.STEPS=3"]) == 0  # done already
     assert {path.name: path.read_bytes() for path in (folder / "model").glob("*.*")} == record
 
 
