@@ -32,7 +32,7 @@ def evaluate(
     baselines: bool = False,
     mesh: MeshConfig = MeshConfig(),  # noqa: B008 - frozen
     rules: str = "fsdp",
-) -> dict[str, float]:
+) -> dict[str, float | int]:
     """Prints and returns the loss on the validation split.
 
     Args:
