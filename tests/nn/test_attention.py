@@ -7,7 +7,9 @@ import pytest
 
 from t5x_lite.errors import UserError
 from t5x_lite.nn import masks
-from t5x_lite.nn.attention import AttentionConfig, attend
+from t5x_lite.nn.attention import AttentionConfig, LayerInputs, attend
+from t5x_lite.nn.layers import Common, FanIn
+from t5x_lite.nn.presets.t5 import t5_1_1
 
 run = jax.jit(attend, static_argnums=(5,))
 
@@ -89,3 +91,16 @@ def test_heads_that_do_not_divide(heads, kv_heads, message):
 def test_the_scale_is_that_of_the_head_unless_given():
     assert AttentionConfig(4, 16).logit_scale == 0.25
     assert AttentionConfig(4, 16, scale=1.0).logit_scale == 1.0
+
+
+def test_unscaled_logits_start_with_small_queries():
+    # T5 multiplies nothing by head_dim^-0.5; its queries start smaller by as much.
+    config = t5_1_1("tiny", width=64, heads=4, head_dim=16).decoder.block.attention
+    assert config.logit_scale == 1.0
+    module = config.build(Common("float32", FanIn()), "attention")
+    x, key = jnp.zeros((1, 2, 64)), jax.random.key(0)
+    boxed = jax.jit(lambda: module.init(key, x, None, LayerInputs(), None))()["params"]
+    kernels = {name: np.asarray(boxed[name]["kernel"].value) for name in boxed}
+    assert np.std(kernels["query"]) == pytest.approx((64 * 16) ** -0.5, rel=0.05)
+    for name in ("key", "value", "out"):
+        assert np.std(kernels[name]) == pytest.approx(64**-0.5, rel=0.05)

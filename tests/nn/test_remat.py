@@ -22,7 +22,7 @@ def kept_bytes(models, config) -> int:
     return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in leaves)
 
 
-@pytest.mark.parametrize(("family", "scan"), [("t5_1_1", True), ("bert", False), ("gpt2", True)])
+@pytest.mark.parametrize(("family", "scan"), [("bert", False), ("gpt2", True)])
 def test_each_policy_keeps_less(models, family, scan):
     config = models.tiny(family, scan=scan)
     none, minimal, full = (
