@@ -42,6 +42,12 @@ class AttentionConfig:
     dropout: float | int = 0.0
 
     def __post_init__(self):
+        layers.require_rate("dropout", self.dropout)
+        if min(self.heads, self.head_dim, self.keys) < 1:
+            raise UserError(
+                f"heads={self.heads}, kv_heads={self.keys} and head_dim={self.head_dim} must be at "
+                "least 1."
+            )
         if self.heads % self.keys:
             best = max(k for k in range(1, self.keys + 1) if self.heads % k == 0)
             raise UserError(
@@ -52,7 +58,7 @@ class AttentionConfig:
     @property
     def keys(self) -> int:
         """K, the number of key/value heads."""
-        return self.kv_heads or self.heads
+        return self.heads if self.kv_heads is None else self.kv_heads
 
     @property
     def logit_scale(self) -> float:

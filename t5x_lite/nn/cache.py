@@ -16,7 +16,7 @@ class Cache:
 
     A call writes its T tokens into slots index … index + T - 1 of every row. Rows of different
     length are padded on the right with segment 0, which nothing looks at; `positions`, not slots,
-    say where a token stands. Beam search reorders rows with `jax.tree.map` over `rows()`.
+    say where a token stands. The caller bounds the calls: a full cache overwrites its last slots.
     """
 
     layers: Any
@@ -53,7 +53,7 @@ def init_cache(
 def write_slots(
     cache: Cache, segments_BT: Int[Array, "B T"], positions_BT: Int[Array, "B T"]
 ) -> Cache:
-    """Records the T new tokens' segments and positions; `advance` then moves the index."""
+    """Records the T new tokens' segments and positions; the stack then moves the index."""
     update = jax.lax.dynamic_update_slice_in_dim
     return cache.replace(
         segments_BS=update(cache.segments_BS, segments_BT, cache.index, axis=1),

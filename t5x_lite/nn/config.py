@@ -7,7 +7,7 @@ from t5x_lite.nn.attention import AttentionConfig
 from t5x_lite.nn.embedders import Embedder, TokenEmbedder
 from t5x_lite.nn.ffn import MLPConfig
 from t5x_lite.nn.heads import HeadConfig, MaskedLMHead
-from t5x_lite.nn.layers import FanIn, Initializer, NormConfig
+from t5x_lite.nn.layers import FanIn, Initializer, NormConfig, require_rate
 from t5x_lite.nn.positions import LearnedPositions, PositionsConfig
 from t5x_lite.nn.residual import ResidualConfig
 
@@ -42,6 +42,8 @@ class StackConfig:
     def __post_init__(self):
         if self.layers < 1:
             raise UserError(f"layers={self.layers}: a stack has at least one layer.")
+        require_rate("input_dropout", self.input_dropout)
+        require_rate("final_dropout", self.final_dropout)
 
     def check_length(self, length: int) -> None:
         """Raises `UserError` where learned positions are fewer than `length`."""

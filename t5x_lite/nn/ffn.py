@@ -22,6 +22,7 @@ class MLPConfig:
 
     def __post_init__(self):
         layers.require_activation(self.activation)
+        layers.require_rate("dropout", self.dropout)
 
     def build(self, common: layers.Common, name: str) -> nn.Module:
         """The module that does it."""

@@ -28,6 +28,12 @@ def require_activation(name: str) -> None:
         raise UserError(f"unknown activation {name!r}; there are {', '.join(ACTIVATIONS)}.")
 
 
+def require_rate(name: str, rate: float | int) -> None:
+    """Raises `UserError` for a dropout rate that would drop everything, or less than nothing."""
+    if not 0 <= rate < 1:
+        raise UserError(f"{name}={rate} must lie in [0, 1); 0 turns it off.")
+
+
 @dataclasses.dataclass(frozen=True)
 class FanIn:
     """Kernels from a truncated normal with variance gain / fan-in (T5)."""

@@ -19,6 +19,9 @@ class PreNorm:
     norm: layers.NormConfig
     dropout: float | int = 0.0
 
+    def __post_init__(self):
+        layers.require_rate("dropout", self.dropout)
+
     def connect(
         self, x: Array, sublayer: Sublayer, keys: KeyArray | None, common: layers.Common, name: str
     ) -> tuple[Array, Any]:
@@ -33,6 +36,9 @@ class PostNorm:
 
     norm: layers.NormConfig
     dropout: float | int = 0.0
+
+    def __post_init__(self):
+        layers.require_rate("dropout", self.dropout)
 
     def connect(
         self, x: Array, sublayer: Sublayer, keys: KeyArray | None, common: layers.Common, name: str

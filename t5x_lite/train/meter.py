@@ -48,12 +48,16 @@ class Meter:
         self._newest: Any = None
 
     def wait_for(self, data: Iterator[Batch]) -> Batch:
-        """The next batch; at most two steps are in flight, and the wait for data is timed."""
+        """The next batch; at most two steps are in flight, and the wait for data is timed.
+
+        A step waits for data where the one before it is done by the time that the batch is there.
+        """
         if self._in_flight is not None:
             jax.block_until_ready(self._in_flight)
         began = time.perf_counter()
         batch = next(data)
-        self._waited += time.perf_counter() - began
+        if self._newest is not None and self._newest.is_ready():
+            self._waited += time.perf_counter() - began
         return batch
 
     def dispatched(self, metrics: dict[str, Any]) -> None:

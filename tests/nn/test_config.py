@@ -7,6 +7,7 @@ import pytest
 from t5x_lite.errors import UserError
 from t5x_lite.nn.heads import MaskedLMHead, Pooler
 from t5x_lite.nn.layers import LayerNorm
+from t5x_lite.nn.presets.gpt2 import gpt2
 
 
 @pytest.mark.parametrize(
@@ -62,3 +63,9 @@ def test_heads_refuse_unknown_activations(models):
     with pytest.raises(UserError, match="unknown activation 'mish'"):
         Pooler("mish")
     assert dataclasses.replace(models.tiny("bert"), head=Pooler()).predicts == "none"
+
+
+@pytest.mark.parametrize("rate", [1.0, 1.5, -0.1])
+def test_dropout_rates_lie_below_one(rate):
+    with pytest.raises(UserError, match=rf"dropout={rate} must lie in \[0, 1\)"):
+        gpt2("tiny", dropout=rate)
