@@ -13,6 +13,8 @@ import pytest
 SCRIPT = pathlib.Path(__file__).with_name("resumable.py")
 REPOSITORY = SCRIPT.parents[2]
 FAMILIES = ["gpt2", "bert", "t5"]
+# The runs take a while: one process of the tests has them all.
+pytestmark = pytest.mark.xdist_group("resume")
 
 
 def load():
@@ -22,13 +24,16 @@ def load():
     return module
 
 
-def start(*args) -> subprocess.Popen:
+def start(folder: pathlib.Path, *args) -> subprocess.Popen:
+    # Compiled programs are shared: who resumes may find the program that the killed run compiled.
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": "--xla_backend_optimization_level=0 --xla_cpu_use_fusion_emitters=false",
+        "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": str(REPOSITORY),
         "JAX_PLATFORMS": "cpu",
     }
-    command = [sys.executable, str(SCRIPT), *map(str, args)]
+    command = [sys.executable, str(SCRIPT), str(folder), *map(str, args)]
     return subprocess.Popen(
         command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
