@@ -44,7 +44,7 @@ def finish(process: subprocess.Popen, code: int = 0) -> None:
     assert process.returncode == code, f"{out}\n{error}"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def runs(tmp_path_factory):
     """Model directories of the runs that weren't killed, and of those that were."""
     folder = tmp_path_factory.mktemp("resume")
