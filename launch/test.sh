@@ -13,5 +13,5 @@ export PATH="$PWD/.venv-test/bin:$PATH"
 ruff check .
 ruff format --check .
 SECONDS=0
-python -m pytest -n 2 --dist loadgroup --durations=15 "$@" < /dev/null
+python -m pytest -n 2 --dist worksteal --durations=15 "$@" < /dev/null
 echo "tests: $SECONDS s"

@@ -1,6 +1,6 @@
-"""Runs a tiny training of each family, as a process that may be killed in the middle.
+"""Runs a tiny training of a family, as a process that may be killed in the middle.
 
-    python resumable.py DATA_DIR MODEL_DIR [--kill_at STEP] FAMILY...
+    python resumable.py DATA_DIR MODEL_DIR FAMILY [--kill_at STEP]
 
 Used by test_resume.py, and as a module for the tiny tasks and models of the other tests.
 """
@@ -98,13 +98,12 @@ def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("data_dir", type=pathlib.Path)
     parser.add_argument("model_dir", type=pathlib.Path)
-    parser.add_argument("families", nargs="+")
+    parser.add_argument("family", choices=PRESETS)
     parser.add_argument("--kill_at", type=int)
     args = parser.parse_args()
     if args.kill_at:
         kill_before(args.kill_at)
-    for family in args.families:
-        loop.train(**arguments(args.data_dir, args.model_dir, family))
+    loop.train(**arguments(args.data_dir, args.model_dir, args.family))
 
 
 if __name__ == "__main__":

@@ -24,8 +24,6 @@ SPEC = importlib.util.spec_from_file_location("resumable", SCRIPT)
 resumable = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(resumable)
 
-pytestmark = pytest.mark.xdist_group("loop")  # one process has the finished run
-
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory):
