@@ -1,5 +1,7 @@
-# Sourced by the scripts beside it, from the repository's root:  make_environment FOLDER EXTRAS
-# Makes a virtual environment with the pinned set, unless it is there and nothing has changed.
+# Sourced by the scripts beside it, from the repository's root:
+#   make_environment FOLDER EXTRAS [REQUIREMENTS]
+# Makes a virtual environment with the pinned set, unless it is there and nothing has changed. The
+# lines of the file REQUIREMENTS are installed first, one after the other.
 
 find_python() {
   local candidate
@@ -16,8 +18,8 @@ find_python() {
 }
 
 make_environment() {
-  local folder=$1 extras=$2 python wanted
-  wanted="$extras $(cat setup.cfg pyproject.toml launch/constraints.txt | cksum)"
+  local folder=$1 extras=$2 requirements=${3:-/dev/null} python wanted requirement
+  wanted="$extras $(cat setup.cfg pyproject.toml launch/constraints.txt "$requirements" | cksum)"
   if [ "$(cat "$folder/.installed" 2>/dev/null)" = "$wanted" ]; then
     echo "environment: $folder is up to date"
     return
@@ -32,8 +34,12 @@ make_environment() {
     fi
   fi
   echo "environment: installing .[$extras] into $folder; a few minutes the first time"
-  "$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-input \
-    -c launch/constraints.txt -e ".[$extras]"
+  local install=("$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-input)
+  install+=(-c launch/constraints.txt)
+  while read -r requirement; do
+    "${install[@]}" "$requirement"
+  done < <(grep -v '^#' "$requirements")
+  "${install[@]}" -e ".[$extras]"
   echo "$wanted" > "$folder/.installed"
   echo "environment: installed in $((SECONDS - start)) s"
 }

@@ -69,6 +69,7 @@ def build_parser() -> Parser:
     _add_eval(verbs)
     _add_generate(verbs)
     _add_plot(verbs)
+    _add_convert(verbs)
     return parser
 
 
@@ -169,6 +170,33 @@ def _add_plot(verbs: Any) -> None:
     _add_model_dir(verb, "where `train` wrote")
     verb.add_argument("--out", metavar="FILE", help="the picture; default: DIR/loss.png")
     verb.set_defaults(verb="plot")
+
+
+def _add_convert(verbs: Any) -> None:
+    group = _add_group(verbs, "convert", "published checkpoints to t5x_lite's and back")
+    verb = group.add_parser(
+        "from-hf",
+        help="a Hugging Face model to a run's folder",
+        description="Converts a Hugging Face model to the folder of a run at step 0, which "
+        "`generate` and `eval` take as it is and `train` starts from (needs the extra [hub]).",
+        epilog="example:\n  t5x_lite convert from-hf openai-community/gpt2 runs/gpt2",
+    )
+    verb.add_argument("source", metavar="SRC", help="a folder with config.json and safetensors, or "
+                      "a hub name")  # fmt: skip
+    verb.add_argument("destination", metavar="DST", help="a folder that doesn't exist yet")
+    verb.set_defaults(verb="convert from-hf")
+    verb = _add_verb(
+        group,
+        "convert to-hf",
+        "a run's checkpoint to a folder that transformers loads",
+        "Writes config.json and safetensors, and the tokenizer where it was converted along.",
+        "runs/gpt2 exported/gpt2",
+    )
+    verb.add_argument("model_dir", metavar="CKPT", help="where `train` or `convert` wrote")
+    verb.add_argument("destination", metavar="DST", help="a folder that doesn't exist yet")
+    _add_step(verb)
+    verb.add_argument("--dtype", help="float32, float16 or bfloat16; default: as it was published, "
+                      "or float32")  # fmt: skip
 
 
 def _add_verb(group: Any, name: str, what: str, more: str, example: str) -> Parser:

@@ -74,6 +74,19 @@ def plot(args: argparse.Namespace) -> None:
     print(plot_loss(args.model_dir, args.out))
 
 
+def convert_from_hf(args: argparse.Namespace) -> None:
+    """A published model as a run's folder."""
+    from t5x_lite.hub.convert import from_hf
+
+    from_hf(args.source, args.destination)
+
+
+def convert_to_hf(args: argparse.Namespace) -> None:
+    """A run's checkpoint as a folder that `transformers` loads."""
+    run = configure(args, "t5x_lite.hub.convert.to_hf", model="%MODEL")
+    run(model_dir=args.model_dir, destination=args.destination, **given(args, "step", "dtype"))
+
+
 def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
     """The options that the user gave; the others keep what gin or the function says."""
     return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
@@ -347,6 +360,8 @@ VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
     "eval": evaluate,
     "generate": generate,
     "plot": plot,
+    "convert from-hf": convert_from_hf,
+    "convert to-hf": convert_to_hf,
 }
 
 

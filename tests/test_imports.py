@@ -32,14 +32,17 @@ TABLE = {
     "decode": MODEL | {"losses"},
     "evaluate": MODEL | PURE | {"data", "metrics", "checkpoint", "decode", "train"},
     "serve": MODEL | {"data", "checkpoint", "decode", "train"},
+    "hub": MODEL | {"data", "checkpoint", "train"},
     "arguments": set(),
-    "cli": {"arguments", "data", "train", "evaluate", "serve"},
+    "cli": {"arguments", "data", "train", "evaluate", "serve", "hub"},
     "__main__": {"cli"},
 }
 # Parts of the table's rows that may see one file or two of another part only.
 NARROW = {
     ("serve", "data"): {"data.vocabularies", "data.tasks"},
     ("serve", "train"): {"train.restore"},
+    ("hub", "data"): {"data.vocabularies"},
+    ("hub", "train"): {"train.restore", "train.identity"},
 }
 # No JAX at all where only NumPy is wanted, and gin at the edge.
 FORBIDDEN = {

@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 
 from t5x_lite.errors import UserError
 from t5x_lite.nn import layers, masks
-from t5x_lite.nn.positions import rotate
+from t5x_lite.nn.positions import PositionsConfig, rotate
 from t5x_lite.partitioning import constrain
 from t5x_lite.types import KeyArray
 
@@ -23,10 +23,14 @@ class LayerInputs:
     mask: Any = None  # bool [B or 1, T, S]
     bias: Any = None  # float32 [B or 1, N, T, S]
     rotation: Any = None  # (sin, cos), each [B or 1, T, H / 2]
+    positions_BT: Any = None  # of the queries; one row may serve the batch
+    order: Any = None  # (queries, keys): numbers whose differences are distances, [B or 1, T or S]
     memory_BSD: Any = None  # what cross-attention reads
     memory_mask: Any = None  # bool [B, T, S]
     cache_index: Any = None  # the slot of the first query
     dropout_keys: Any = None  # one key a row, [B]
+    causal: bool = flax.struct.field(pytree_node=False, default=True)
+    capture: bool = flax.struct.field(pytree_node=False, default=False)  # keep layers' outputs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,9 +44,15 @@ class AttentionConfig:
     out_bias: bool = False
     scale: float | int | None = None  # None: head_dim^-0.5
     dropout: float | int = 0.0
+    positions: PositionsConfig | None = None  # this layer's own, beside those of its stack
+    window: int | None = None  # keys at a distance below it, on either side
+    soft_cap: float | int | None = None  # logits become cap · tanh(logits / cap)
+    qk_norm: layers.NormConfig | None = None  # of queries and keys, over the head's dimension
 
     def __post_init__(self):
         layers.require_rate("dropout", self.dropout)
+        if self.window is not None and self.window < 1:
+            raise UserError(f"window={self.window} must be at least 1; None looks everywhere.")
         if min(self.heads, self.head_dim, self.keys) < 1:
             raise UserError(
                 f"heads={self.heads}, kv_heads={self.keys} and head_dim={self.head_dim} must be at "
@@ -88,26 +98,42 @@ class Attention(nn.Module):
     ) -> tuple[Float[Array, "B T D"], Any]:
         """Returns the attended values, and the layer's cache with this call's keys and values."""
         c = self.config
-        q_BTNH = self._project("query", c.heads, "heads", x_BTD)
+        q_BTNH = self._normed("query", self._project("query", c.heads, "heads", x_BTD))
         if self.cross:
             cache = self._memory(cache, inputs)
             k_BSKH, v_BSKH, mask, bias = cache["key"], cache["value"], inputs.memory_mask, None
         else:
-            q_BTNH = rotate(q_BTNH, inputs.rotation)
-            k_BSKH = rotate(self._project("key", c.keys, "kv_heads", x_BTD), inputs.rotation)
+            mask, bias, rotation = self._look(inputs)
+            q_BTNH = rotate(q_BTNH, rotation)
+            k_BSKH = self._normed("key", self._project("key", c.keys, "kv_heads", x_BTD))
+            k_BSKH = rotate(k_BSKH, rotation)
             v_BSKH = self._project("value", c.keys, "kv_heads", x_BTD)
             if cache is not None:
-                cache = _write(cache, k_BSKH, v_BSKH, inputs.cache_index)
+                cache = write(cache, inputs.cache_index, key=k_BSKH, value=v_BSKH)
                 k_BSKH, v_BSKH = cache["key"], cache["value"]
-            mask, bias = inputs.mask, inputs.bias
-        dropout_keys = layers.fold_in(keys, 0)
         out_BTNH = attend(
-            q_BTNH, k_BSKH, v_BSKH, mask, bias, c.logit_scale, c.dropout, dropout_keys
-        )
+            q_BTNH, k_BSKH, v_BSKH, mask, bias, c.logit_scale, c.soft_cap, c.dropout,
+            layers.fold_in(keys, 0),
+        )  # fmt: skip
         out_BTNH = constrain(
             out_BTNH, ("batch", "length", "act_heads", "head_dim"), self.common.sharding
         )
         return self._out(out_BTNH, x_BTD.shape[-1]), cache
+
+    def _look(self, inputs: LayerInputs):
+        """Mask, bias and rotation: the stack's, narrowed by a window, or by the layer's own."""
+        c, mask, bias, rotation = self.config, inputs.mask, inputs.bias, inputs.rotation
+        if c.window is not None:
+            mask = masks.combine(mask, masks.near(*inputs.order, c.window))
+        if c.positions is not None:
+            own = c.positions.build(c.heads, c.head_dim, inputs.causal, self.common, "positions")
+            bias = masks.add(bias, own.bias(*inputs.order))
+            rotation = own.rotate(inputs.positions_BT) or rotation
+        return mask, bias, rotation
+
+    def _normed(self, name: str, x_BTNH: Array) -> Array:
+        norm = self.config.qk_norm
+        return x_BTNH if norm is None else norm.build(self.common, f"{name}_norm")(x_BTNH)
 
     def _memory(self, cache, inputs: LayerInputs):
         """The encoder's keys and values: projected where it has just run, else from the cache."""
@@ -136,24 +162,23 @@ class Attention(nn.Module):
         )(x_BTNH)  # fmt: skip
 
 
-def _write(cache: dict[str, Array], k_BTKH: Array, v_BTKH: Array, index: Array) -> dict[str, Array]:
-    """Puts this call's keys and values into slots index, index + 1, …"""
-    return {
-        "key": jax.lax.dynamic_update_slice_in_dim(cache["key"], k_BTKH, index, axis=1),
-        "value": jax.lax.dynamic_update_slice_in_dim(cache["value"], v_BTKH, index, axis=1),
-    }
+def write(cache: dict[str, Array], index: Array, **new: Array) -> dict[str, Array]:
+    """Puts what this call makes of each name, [B, T, …], into slots index, index + 1, …"""
+    update = jax.lax.dynamic_update_slice_in_dim
+    return {name: update(cache[name], value, index, axis=1) for name, value in new.items()}
 
 
 def attend(
     q_BTNH: Float[Array, "B T N H"],
     k_BSKH: Float[Array, "B S K H"],
-    v_BSKH: Float[Array, "B S K H"],
+    v_BSKH: Float[Array, "B S K h"],
     mask: Bool[Array, "_ T S"] | None,
     bias: Float[Array, "_ N T S"] | None,
     scale: float | int,
+    soft_cap: float | int | None = None,
     dropout: float | int = 0.0,
     dropout_keys: KeyArray | None = None,
-) -> Float[Array, "B T N H"]:
+) -> Float[Array, "B T N h"]:
     """softmax(scale · q·kᵀ + bias, where mask) · v; each key head serves N / K query heads.
 
     Logits and softmax are float32; the products are in the inputs' dtype.
@@ -163,8 +188,11 @@ def attend(
     logits_BKGTS = jnp.einsum(
         "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
     )
+    if soft_cap is not None:
+        logits_BKGTS = soft_cap * jnp.tanh(logits_BKGTS / soft_cap)
     if bias is not None:
         logits_BKGTS += bias.reshape(bias.shape[0], heads, groups, *bias.shape[2:])
     probs_BKGTS = jax.nn.softmax(masks.apply(logits_BKGTS, mask), axis=-1).astype(v_BSKH.dtype)
     probs_BKGTS = layers.dropout(probs_BKGTS, dropout, dropout_keys)
-    return jnp.einsum("BKGTS,BSKH->BTKGH", probs_BKGTS, v_BSKH).reshape(q_BTNH.shape)
+    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", probs_BKGTS, v_BSKH)
+    return out_BTKGH.reshape(*q_BTNH.shape[:3], v_BSKH.shape[3])

@@ -12,7 +12,7 @@ from t5x_lite.nn.config import ModelConfig
 
 @flax.struct.dataclass
 class Cache:
-    """All layers' keys and values, [L, B, S, K, H], and what stands in the S slots.
+    """Each section's keys and values, [L, B, S, K, H], and what stands in the S slots.
 
     A call writes its T tokens into slots index … index + T - 1 of every row. Rows of different
     length are padded on the right with segment 0, which nothing looks at; `positions`, not slots,
@@ -37,17 +37,16 @@ def init_cache(
         slots: S, tokens a row, prompt included.
         memory_slots: encoder tokens a row, for encoder-decoders.
     """
-    block = config.decoder.block
-    layer = {"attention": block.attention.init_cache(batch, slots, config.dtype)}
-    memory = None
-    if block.cross_attention is not None:
-        layer["cross_attention"] = block.cross_attention.init_cache(
-            batch, memory_slots, config.dtype
-        )
-        memory = jnp.zeros((batch, memory_slots), jnp.int32)
-    stacked = jax.tree.map(lambda x: jnp.zeros((config.decoder.layers, *x.shape), x.dtype), layer)
+
+    def empty_section(section):
+        layer = section.block.init_cache(batch, slots, memory_slots, config.dtype)
+        return jax.tree.map(lambda x: jnp.zeros((section.repeats, *x.shape), x.dtype), layer)
+
+    layers = {section.name: empty_section(section) for section in config.decoder.sections}
+    reads = config.kind == "encoder-decoder"
+    memory = jnp.zeros((batch, memory_slots), jnp.int32) if reads else None
     empty = jnp.zeros((batch, slots), jnp.int32)
-    return Cache(stacked, empty, empty, memory, jnp.zeros((), jnp.int32))
+    return Cache(layers, empty, empty, memory, jnp.zeros((), jnp.int32))
 
 
 def write_slots(

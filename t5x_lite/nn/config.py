@@ -3,34 +3,24 @@
 import dataclasses
 
 from t5x_lite.errors import UserError
-from t5x_lite.nn.attention import AttentionConfig
+from t5x_lite.nn.blocks import BlockConfig, BlockKind, Pattern, Section, Shared, sections
 from t5x_lite.nn.embedders import Embedder, TokenEmbedder
-from t5x_lite.nn.ffn import MLPConfig
 from t5x_lite.nn.heads import HeadConfig, MaskedLMHead
 from t5x_lite.nn.layers import FanIn, Initializer, NormConfig, require_rate
 from t5x_lite.nn.positions import LearnedPositions, PositionsConfig
-from t5x_lite.nn.residual import ResidualConfig
+
+__all__ = ["BlockConfig", "ModelConfig", "Pattern", "Shared", "StackConfig"]
 
 DTYPES = ("float32", "bfloat16")
 REMAT = ("none", "minimal", "full")
 
 
 @dataclasses.dataclass(frozen=True)
-class BlockConfig:
-    """One layer: self-attention, then cross-attention where there is one, then the FFN."""
-
-    attention: AttentionConfig
-    ffn: MLPConfig
-    residual: ResidualConfig
-    cross_attention: AttentionConfig | None = None
-
-
-@dataclasses.dataclass(frozen=True)
 class StackConfig:
-    """An encoder or a decoder: input, `layers` equal blocks, output."""
+    """An encoder or a decoder: input, `layers` blocks, output."""
 
     layers: int
-    block: BlockConfig
+    block: BlockKind | Pattern | Shared
     causal: bool
     positions: PositionsConfig | None = None
     embedder: Embedder | None = None  # None: the model's, which both stacks share
@@ -44,6 +34,16 @@ class StackConfig:
             raise UserError(f"layers={self.layers}: a stack has at least one layer.")
         require_rate("input_dropout", self.input_dropout)
         require_rate("final_dropout", self.final_dropout)
+
+    @property
+    def sections(self) -> tuple[Section, ...]:
+        """Its runs of layers that are compiled together."""
+        return sections(self.block, self.layers)
+
+    @property
+    def blocks(self) -> tuple[BlockKind, ...]:
+        """The block of every layer."""
+        return tuple(b for section in self.sections for b in section.blocks * section.repeats)
 
     def check_length(self, length: int) -> None:
         """Raises `UserError` where learned positions are fewer than `length`."""
@@ -80,8 +80,9 @@ class ModelConfig:
             raise UserError(f"remat={self.remat!r} must be one of {', '.join(REMAT)}.")
         if self.encoder is None and self.decoder is None:
             raise UserError("a model needs an encoder, a decoder, or both.")
-        reads = self.decoder is not None and self.decoder.block.cross_attention is not None
-        if reads != (self.kind == "encoder-decoder"):
+        blocks = () if self.decoder is None else self.decoder.blocks
+        reads = {block.cross_attention is not None for block in blocks}
+        if reads - {self.kind == "encoder-decoder"}:
             raise UserError("a decoder has cross_attention exactly where there is an encoder.")
 
     @property

@@ -119,7 +119,18 @@ class RMSNorm:
 
     def build(self, common: Common, name: str) -> nn.Module:
         """The module that does it."""
-        return _Norm(self.epsilon, False, common, name=name)
+        return _Norm(self.epsilon, common, name=name)
+
+
+@dataclasses.dataclass(frozen=True)
+class OffsetRMSNorm:
+    """x / rms(x) · (1 + scale), so that weight decay pulls towards no scaling (Gemma)."""
+
+    epsilon: float | int = 1e-6
+
+    def build(self, common: Common, name: str) -> nn.Module:
+        """The module that does it."""
+        return _Norm(self.epsilon, common, offset=1.0, name=name)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -130,29 +141,62 @@ class LayerNorm:
 
     def build(self, common: Common, name: str) -> nn.Module:
         """The module that does it."""
-        return _Norm(self.epsilon, True, common, name=name)
+        return _Norm(self.epsilon, common, center=True, bias=True, name=name)
 
 
-NormConfig = RMSNorm | LayerNorm
+@dataclasses.dataclass(frozen=True)
+class UnbiasedLayerNorm:
+    """(x - mean) / standard deviation · scale (ModernBERT)."""
+
+    epsilon: float | int = 1e-5
+
+    def build(self, common: Common, name: str) -> nn.Module:
+        """The module that does it."""
+        return _Norm(self.epsilon, common, center=True, name=name)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoNorm:
+    """x · scale + bias, no statistics (MobileBERT: Sun et al. 2020, §4.2)."""
+
+    def build(self, common: Common, name: str) -> nn.Module:
+        """The module that does it."""
+        return _Norm(None, common, bias=True, name=name)
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """x, without any parameter: where a layer leaves out its norm."""
+
+    def build(self, common: Common, name: str) -> Callable[[Array], Array]:
+        """A function in a module's place."""
+        del common, name
+        return lambda x: x
+
+
+NormConfig = RMSNorm | OffsetRMSNorm | LayerNorm | UnbiasedLayerNorm | NoNorm | Identity
 
 
 class _Norm(nn.Module):
-    epsilon: float
-    center: bool
+    epsilon: float | None  # None: no division by the root of the mean square
     common: Common
+    center: bool = False
+    bias: bool = False
+    offset: float = 0.0  # what is added to the scale
 
     @nn.compact
     def __call__(self, x: Float[Array, "*rest D"]) -> Float[Array, "*rest D"]:
         """Statistics in float32, the result in the compute dtype."""
-        shape = (x.shape[-1],)
+        shape, axes = (x.shape[-1],), range(x.ndim - 1)
         y = x.astype(jnp.float32)
         if self.center:
             y = y - jnp.mean(y, axis=-1, keepdims=True)
-        y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
-        axes = range(x.ndim - 1)
-        scale = param(self, "scale", nn.initializers.ones, ("norm",), shape)
-        y = y * jnp.expand_dims(scale, axes)
-        if self.center:
+        if self.epsilon is not None:
+            y = y * jax.lax.rsqrt(jnp.mean(jnp.square(y), axis=-1, keepdims=True) + self.epsilon)
+        init = nn.initializers.constant(1.0 - self.offset)
+        scale = param(self, "scale", init, ("norm",), shape)
+        y = y * jnp.expand_dims(scale + self.offset if self.offset else scale, axes)
+        if self.bias:
             bias = param(self, "bias", nn.initializers.zeros, ("norm",), shape)
             y = y + jnp.expand_dims(bias, axes)
         return y.astype(self.common.dtype)

@@ -17,6 +17,17 @@ def same_segment(seg_q: Int[Array, "B T"], seg_k: Int[Array, "B S"]) -> Bool[Arr
     return (seg_q[:, :, None] == seg_k[:, None, :]) & (seg_k[:, None, :] > 0)
 
 
+def near(pos_q: Int[Array, "B T"], pos_k: Int[Array, "B S"], window: int) -> Bool[Array, "B T S"]:
+    """Keys at a distance below `window`, before or after the query."""
+    return jnp.abs(pos_q[:, :, None] - pos_k[:, None, :]) < window
+
+
+def add(*biases: Float[Array, "_ N T S"] | None) -> Float[Array, "_ N T S"] | None:
+    """The sum of those that are given."""
+    given = [bias for bias in biases if bias is not None]
+    return sum(given[1:], given[0]) if given else None
+
+
 def combine(*masks: Bool[Array, "_ T S"] | None) -> Bool[Array, "_ T S"] | None:
     """The conjunction of those that are given."""
     given = [mask for mask in masks if mask is not None]

@@ -79,6 +79,33 @@ class Rotary:
             raise UserError(f"rotary positions need an even head_dim, not {head_dim}.")
         return _Rotary(self, head_dim, name=name)
 
+    def frequencies(self, head_dim: int) -> np.ndarray:
+        """[H / 2] radians per position, float32."""
+        exponent = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
+        return (1.0 / self.theta**exponent).astype(np.float32)
+
+
+@dataclasses.dataclass(frozen=True)
+class Llama3Rotary(Rotary):
+    """Slow frequencies divided by `factor`, for longer texts (Llama 3.1: Dubey et al. 2024, §3.4).
+
+    Waves longer than original_length / low_factor are stretched, those shorter than
+    original_length / high_factor are not, and those between are blended.
+    """
+
+    factor: float | int = 8.0
+    low_factor: float | int = 1.0
+    high_factor: float | int = 4.0
+    original_length: int = 8192
+
+    def frequencies(self, head_dim: int) -> np.ndarray:
+        """[H / 2] radians per position, float32."""
+        plain = super().frequencies(head_dim)
+        turns = self.original_length * plain / (2 * np.pi)  # in the original context
+        kept = (turns - self.low_factor) / (self.high_factor - self.low_factor)
+        kept = np.clip(kept, 0.0, 1.0)
+        return (plain * (kept + (1 - kept) / self.factor)).astype(np.float32)
+
 
 class _Rotary(PositionModule):
     config: Rotary
@@ -86,8 +113,7 @@ class _Rotary(PositionModule):
 
     def rotate(self, positions):
         """Angles in float32: bfloat16 can't tell position 256 from 257."""
-        exponent = np.arange(0, self.head_dim, 2, dtype=np.float32) / self.head_dim
-        frequency = jnp.asarray(1.0 / self.config.theta**exponent, jnp.float32)
+        frequency = jnp.asarray(self.config.frequencies(self.head_dim))
         angle = positions[:, :, None].astype(jnp.float32) * frequency[None, None, :]
         return jnp.sin(angle), jnp.cos(angle)
 
@@ -166,4 +192,4 @@ def _bucket_of_distance(buckets: int, max_distance: int) -> list[int]:
     return [*range(exact), *(min(bucket, buckets - 1) for bucket in logarithmic)]
 
 
-PositionsConfig = LearnedPositions | Rotary | RelativeBias
+PositionsConfig = LearnedPositions | Rotary | Llama3Rotary | RelativeBias

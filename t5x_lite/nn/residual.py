@@ -49,4 +49,23 @@ class PostNorm:
         return self.norm.build(common, f"{name}_norm")(x), extra
 
 
-ResidualConfig = PreNorm | PostNorm
+@dataclasses.dataclass(frozen=True)
+class SandwichNorm:
+    """x + out_norm(sublayer(norm(x))): Gemma 2 and 3."""
+
+    norm: layers.NormConfig
+    dropout: float | int = 0.0
+
+    def __post_init__(self):
+        layers.require_rate("dropout", self.dropout)
+
+    def connect(
+        self, x: Array, sublayer: Sublayer, keys: KeyArray | None, common: layers.Common, name: str
+    ) -> tuple[Array, Any]:
+        """Called inside a block's `compact` method, whose parameters the norms join."""
+        y, extra = sublayer(self.norm.build(common, f"{name}_norm")(x))
+        y = self.norm.build(common, f"{name}_out_norm")(y)
+        return x + layers.dropout(y, self.dropout, keys), extra
+
+
+ResidualConfig = PreNorm | PostNorm | SandwichNorm

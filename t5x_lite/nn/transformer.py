@@ -1,7 +1,5 @@
 """The one transformer: blocks, stacks of them, and the model of any family around them."""
 
-from typing import Any
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -9,49 +7,12 @@ from jaxtyping import Array, Float
 
 from t5x_lite.nn import layers, masks
 from t5x_lite.nn.attention import LayerInputs
+from t5x_lite.nn.blocks import ACTIVATION, Round, concatenate
 from t5x_lite.nn.cache import Cache, write_slots
-from t5x_lite.nn.config import BlockConfig, ModelConfig, StackConfig
+from t5x_lite.nn.config import ModelConfig, StackConfig
 from t5x_lite.nn.positions import PositionModule
 from t5x_lite.partitioning import Sharding, constrain
 from t5x_lite.types import Batch, KeyArray, Output
-
-ACTIVATION = ("batch", "length", "act_embed")
-
-
-class Block(nn.Module):
-    """One layer. Each sublayer draws its dropout from keys folded with the layer and its number."""
-
-    config: BlockConfig
-    common: layers.Common
-
-    @nn.compact
-    def __call__(
-        self, x_BTD: Float[Array, "B T D"], cache: Any, layer: Array | int, inputs: LayerInputs
-    ) -> tuple[Float[Array, "B T D"], tuple[Any, dict[str, Array]]]:
-        """Returns the residual stream, and (the layer's cache, its auxiliaries)."""
-        c, aux, caches = self.config, {}, {}
-        keys = layers.fold_in(inputs.dropout_keys, layer)
-
-        def connect(number, name, sublayer):
-            site = layers.fold_in(keys, 2 * number)
-            return c.residual.connect(x_BTD, sublayer, site, self.common, name)
-
-        attention = {"attention": c.attention.build(self.common, "attention")}
-        if c.cross_attention is not None:
-            attention["cross_attention"] = c.cross_attention.build(
-                self.common, "cross_attention", cross=True
-            )
-        for number, (name, module) in enumerate(attention.items()):
-            own = None if cache is None else cache[name]
-            site = layers.fold_in(keys, 2 * number + 1)
-            x_BTD, caches[name] = connect(
-                number, name, lambda y, m=module, o=own, s=site: m(y, o, inputs, s)
-            )
-        number = len(attention)
-        ffn, site = c.ffn.build(self.common, "ffn"), layers.fold_in(keys, 2 * number + 1)
-        x_BTD, aux = connect(number, "ffn", lambda y: ffn(y, site))
-        x_BTD = constrain(x_BTD, ACTIVATION, self.common.sharding)
-        return x_BTD, (None if cache is None else caches, aux)
 
 
 class Stack(nn.Module):
@@ -70,7 +31,7 @@ class Stack(nn.Module):
 
         `inputs` brings what only the caller knows: the encoder's output and the dropout keys.
         """
-        c, attention = self.config, self.config.block.attention
+        c, attention = self.config, self.config.blocks[0].attention
         kind = c.positions
         positions = (
             PositionModule() if kind is None else
@@ -95,35 +56,56 @@ class Stack(nn.Module):
         return x_BTD, cache, aux
 
     def _layers(self, x_BTD, cache, inputs):
-        c, block = self.config, _rematerialised(self.remat, self.scan)
-        caches = None if cache is None else cache.layers
-        if self.scan:
-            scanned = nn.scan(
-                block,
-                variable_axes={"params": 0},
-                split_rngs={"params": True},
-                in_axes=(0, 0, nn.broadcast),
-                out_axes=0,
-                length=c.layers,
-                metadata_params={nn.PARTITION_NAME: "layers"},
+        caches, auxiliaries = {}, []
+        for section in self.config.sections:
+            own = None if cache is None else cache.layers[section.name]
+            run = (
+                self._scanned
+                if self.scan and section.name in ("layers", "shared")
+                else self._unrolled
             )
-            numbers = jnp.arange(c.layers)
-            return scanned(c.block, self.common, name="layers")(x_BTD, caches, numbers, inputs)
-        results = []
-        for number in range(c.layers):
+            x_BTD, (caches[section.name], aux) = run(section, x_BTD, own, inputs)
+            if isinstance(section.block, Round):  # [rounds, layers of one] → [layers]
+                aux = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
+            auxiliaries.append(aux)
+        return x_BTD, (caches, concatenate(auxiliaries))
+
+    def _scanned(self, section, x_BTD, caches, inputs):
+        block = section.block
+        scanned = nn.scan(
+            _rematerialised(block.module(), self.remat, scan=True),
+            variable_axes={"params": 0} if section.stacked else {},
+            variable_broadcast=False if section.stacked else "params",
+            split_rngs={"params": section.stacked},
+            in_axes=(0, 0, nn.broadcast),
+            out_axes=0,
+            length=section.repeats,
+            metadata_params={nn.PARTITION_NAME: "layers"},
+        )
+        numbers = section.first + len(section.blocks) * jnp.arange(section.repeats)
+        return scanned(block, self.common, name=section.name)(x_BTD, caches, numbers, inputs)
+
+    def _unrolled(self, section, x_BTD, caches, inputs):
+        block, results = section.block, []
+        module = _rematerialised(block.module(), self.remat, scan=False)
+        layer = None
+        for number in range(section.repeats):
             own = jax.tree.map(lambda leaf, n=number: leaf[n], caches)
-            layer = block(c.block, self.common, name=f"layers_{number}")
-            x_BTD, result = layer(x_BTD, own, number, inputs)
+            if section.stacked or layer is None:
+                name = f"{section.name}_{number}" if section.stacked else section.name
+                layer = module(block, self.common, name=name)
+            place = section.first + number * len(section.blocks)
+            x_BTD, result = layer(x_BTD, own, place, inputs)
             results.append(result)
         return x_BTD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
 
-def _rematerialised(policy: str, scan: bool) -> type[nn.Module]:
+def _rematerialised(module: type[nn.Module], policy: str, scan: bool) -> type[nn.Module]:
     """The block, or one that keeps less for the backward pass and computes it again."""
     if policy == "none":
-        return Block
+        return module
     keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "minimal" else None
-    return nn.remat(Block, prevent_cse=not scan, policy=keep)
+    return nn.remat(module, prevent_cse=not scan, policy=keep)
 
 
 def _positions(batch: Batch, length: int, cache: Cache | None):
@@ -156,6 +138,9 @@ def _look(causal, cache, batch, pos_BT, positions, inputs):
         mask=masks.combine(masks.causal(*ordered) if causal else None, same),
         bias=bias,
         rotation=positions.rotate(pos_BT),
+        positions_BT=pos_BT,
+        order=ordered,
+        causal=causal,
         cache_index=index,
     )
     return cache, inputs
@@ -169,7 +154,11 @@ class Transformer(nn.Module):
 
     @nn.compact
     def __call__(
-        self, batch: Batch, dropout_keys: KeyArray | None = None, cache: Cache | None = None
+        self,
+        batch: Batch,
+        dropout_keys: KeyArray | None = None,
+        cache: Cache | None = None,
+        capture: bool = False,
     ) -> Output:
         """Runs the model.
 
@@ -178,6 +167,8 @@ class Transformer(nn.Module):
                 encoder's part, which the cache holds.
             dropout_keys: one key a row, [B]; None turns dropout off.
             cache: None for training and scoring; else from `init_cache` or the previous call.
+            capture: also keep every layer's output, [L, B, T, D], in aux["layer_outputs_BTD"] and,
+                of an encoder before a decoder, aux["encoder_layer_outputs_BTD"].
 
         Returns:
             The hidden states of every token with the unembedding, the new cache, auxiliaries.
@@ -185,7 +176,7 @@ class Transformer(nn.Module):
         c, aux = self.config, {}
         common = self._common(c.main)
         shared = c.embedder.build(c.physical_vocab, c.width, common, "embedder")
-        inputs = LayerInputs(dropout_keys=layers.fold_in(dropout_keys, 1))
+        inputs = LayerInputs(dropout_keys=layers.fold_in(dropout_keys, 1), capture=capture)
         if c.kind == "encoder-decoder":
             inputs, cache, aux = self._encode(shared, batch, dropout_keys, cache, inputs)
         name = "decoder" if c.decoder is not None else "encoder"
@@ -212,7 +203,9 @@ class Transformer(nn.Module):
         }
         aux = {}
         if part:
-            encoder_inputs = LayerInputs(dropout_keys=layers.fold_in(dropout_keys, 0))
+            encoder_inputs = LayerInputs(
+                dropout_keys=layers.fold_in(dropout_keys, 0), capture=inputs.capture
+            )
             memory_BSD, _, aux = self._stack("encoder", shared, part, None, encoder_inputs)
             segments_BS = part.get("segments")
             inputs = inputs.replace(memory_BSD=memory_BSD)

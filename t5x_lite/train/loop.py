@@ -54,6 +54,7 @@ def train(
     rules: str = "fsdp",
     ema_decay: float | int | None = None,
     peak_flops: float | int | None = None,
+    init_from: str | None = None,
     config_text: str = "",
 ) -> None:
     """Trains `model` on `task` for `steps` updates, from the newest good checkpoint on.
@@ -83,6 +84,8 @@ def train(
         ema_decay: of an exponential moving average of the parameters, which then is what is
             evaluated and served; None for none.
         peak_flops: of all devices together, FLOP/s, for the MFU; None: known or measured.
+        init_from: the folder of another run, or of a converted model, whose parameters this one
+            begins with. A converted model's own folder can be trained in as well.
         config_text: the gin configuration, kept beside and in the checkpoints.
 
     Raises:
@@ -107,11 +110,14 @@ def train(
     ):
         meta = _meta(model, batches, task, seed, ema_decay, config_text)
         saved = checkpoints.read_meta()
-        if saved is not None:
+        if saved is not None and saved.get("params_only"):  # written by `convert`, not by a run
+            saved, init_from = None, model_dir
+        elif saved is not None:
+            init_from = None
             same = {part: meta[part] for part in ("model", "data", "vocabulary", "seed", "ema")}
             identity.require_same(saved, same, directory)
         state, shardings = restore_or_init(
-            checkpoints, model, optimizer, sharding, seed, ema_decay is not None
+            checkpoints, model, optimizer, sharding, seed, ema_decay is not None, init_from
         )
         start = int(state.step)
         log.cut_back(start)

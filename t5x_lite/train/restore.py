@@ -25,17 +25,27 @@ def restore_or_init(
     sharding: Sharding,
     seed: int,
     ema: bool,
+    init_from: str | None = None,
 ) -> tuple[TrainState, Any]:
-    """The newest good checkpoint's state, or a fresh one; and the shardings of either."""
+    """The newest good checkpoint's state, or a fresh one; and the shardings of either.
+
+    A fresh state's parameters are drawn from `seed`, or are those of the run in `init_from`.
+    """
     shapes, shardings = state_shardings(model, optimizer, sharding, ema)
-    restored = checkpoints.restore(stored_shapes(model, optimizer, sharding, ema))
-    if restored is not None:
-        state = from_tree(restored.tree, shapes)
-        return jax.device_put(state, shardings), shardings
+    if init_from is None:
+        restored = checkpoints.restore(stored_shapes(model, optimizer, sharding, ema))
+        if restored is not None:
+            state = from_tree(restored.tree, shapes)
+            return jax.device_put(state, shardings), shardings
     transform = optimizer.build(parameters.abstract(model)[1])
     # The seed is an argument: as a constant it would make every seed compile anew.
     init = jax.jit(lambda seed: init_state(model, transform, seed, ema), out_shardings=shardings)
-    return init(jax.numpy.uint32(seed)), shardings
+    state = init(jax.numpy.uint32(seed))
+    if init_from is not None:
+        params, _ = restore_params(model, init_from, sharding=sharding)
+        average = jax.tree.map(jax.numpy.copy, params) if ema else {}
+        state = state.replace(params=params, ema=average)
+    return state, shardings
 
 
 def restore_params(
@@ -66,7 +76,7 @@ def restore_params(
         if saved is None:
             raise UserError(f"no checkpoint in {directory}; train into {model_dir} first.")
         require_same(saved, {"model": model_identity(model)}, directory)
-        if vocabulary is not None:
+        if vocabulary is not None and "vocabulary" in saved:  # an imported model may lack one
             require_same(saved, {"vocabulary": vocabulary}, directory)
         slot = "ema" if saved.get("ema") else "params"
         like = {slot: _stored_params(model, sharding)}

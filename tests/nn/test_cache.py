@@ -78,6 +78,6 @@ def test_positions_left_out_go_on_in_the_cache(models):
 
 def test_a_bfloat16_model_has_a_bfloat16_cache_of_the_key_heads(models):
     config = models.tiny("llama", dtype="bfloat16")
-    layers = init_cache(config, 3, 7).layers
+    layers = init_cache(config, 3, 7).layers["layers"]
     assert layers["attention"]["key"].shape == (2, 3, 7, 2, 8)  # 2 layers, 2 of 4 heads
     assert layers["attention"]["key"].dtype == jnp.bfloat16

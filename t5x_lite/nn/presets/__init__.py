@@ -5,13 +5,14 @@
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 from t5x_lite.errors import UserError
 
 
 def published(
-    sizes: Mapping[str, Mapping[str, int]], family: str, size: str, **shape: int | None
-) -> dict[str, int]:
+    sizes: Mapping[str, Mapping[str, Any]], family: str, size: str, **shape: Any
+) -> dict[str, Any]:
     """The row of a family's table of sizes, with those entries replaced that `shape` gives.
 
     Raises:

@@ -12,10 +12,18 @@ from t5x_lite.nn.positions import LearnedPositions
 from t5x_lite.nn.presets import head_dim, published
 from t5x_lite.nn.residual import PostNorm
 
+
+def _size(width, layers, heads, vocab_size=30_522):
+    return {
+        "width": width, "layers": layers, "heads": heads, "vocab_size": vocab_size,
+        "hidden": None, "positions": 512, "types": 2, "epsilon": 1e-12,
+    }  # fmt: skip
+
+
 SIZES = {
-    "tiny": {"width": 128, "layers": 2, "heads": 4, "vocab_size": 4096},
-    "base": {"width": 768, "layers": 12, "heads": 12, "vocab_size": 30_522},
-    "large": {"width": 1024, "layers": 24, "heads": 16, "vocab_size": 30_522},
+    "tiny": _size(128, 2, 4, 4096),
+    "base": _size(768, 12, 12),
+    "large": _size(1024, 24, 16),
 }
 
 
@@ -25,25 +33,25 @@ def bert(
     dtype: str = "float32",
     scan: bool = True,
     remat: str = "none",
-    **shape: int | None,
+    **shape: float | int | None,
 ) -> ModelConfig:
     """BERT with its masked-language-model head."""
     row = published(SIZES, "bert", size, **shape)
-    width, heads, norm = row["width"], row["heads"], LayerNorm(1e-12)
+    width, heads, norm = row["width"], row["heads"], LayerNorm(row["epsilon"])
     attention = AttentionConfig(
         heads, head_dim(width, heads), bias=True, out_bias=True, dropout=dropout
     )
-    mlp = MLPConfig(4 * width, "gelu", bias=True)
+    mlp = MLPConfig(row["hidden"] or 4 * width, "gelu", bias=True)
     return ModelConfig(
         vocab_size=row["vocab_size"],
         width=width,
-        embedder=TokenEmbedder(types=2),
+        embedder=TokenEmbedder(types=row["types"]),
         head=MaskedLMHead("gelu", norm),
         encoder=StackConfig(
             layers=row["layers"],
             block=BlockConfig(attention, mlp, PostNorm(norm, dropout)),
             causal=False,
-            positions=LearnedPositions(512),
+            positions=LearnedPositions(row["positions"]),
             input_norm=norm,
             input_dropout=dropout,
         ),

@@ -10,12 +10,20 @@ from t5x_lite.nn.positions import LearnedPositions
 from t5x_lite.nn.presets import head_dim, published
 from t5x_lite.nn.residual import PreNorm
 
+
+def _size(width, layers, heads, vocab_size=50_257):
+    return {
+        "width": width, "layers": layers, "heads": heads, "vocab_size": vocab_size,
+        "hidden": None, "positions": 1024, "epsilon": 1e-5,
+    }  # fmt: skip
+
+
 SIZES = {
-    "tiny": {"width": 128, "layers": 2, "heads": 4, "vocab_size": 4096},
-    "small": {"width": 768, "layers": 12, "heads": 12, "vocab_size": 50_257},
-    "medium": {"width": 1024, "layers": 24, "heads": 16, "vocab_size": 50_257},
-    "large": {"width": 1280, "layers": 36, "heads": 20, "vocab_size": 50_257},
-    "xl": {"width": 1600, "layers": 48, "heads": 25, "vocab_size": 50_257},
+    "tiny": _size(128, 2, 4, 4096),
+    "small": _size(768, 12, 12),
+    "medium": _size(1024, 24, 16),
+    "large": _size(1280, 36, 20),
+    "xl": _size(1600, 48, 25),
 }
 
 
@@ -25,15 +33,15 @@ def gpt2(
     dtype: str = "float32",
     scan: bool = True,
     remat: str = "none",
-    **shape: int | None,
+    **shape: float | int | None,
 ) -> ModelConfig:
     """GPT-2: pre-norm, learned positions, a tied head."""
     row = published(SIZES, "gpt2", size, **shape)
-    width, heads, norm = row["width"], row["heads"], LayerNorm(1e-5)
+    width, heads, norm = row["width"], row["heads"], LayerNorm(row["epsilon"])
     attention = AttentionConfig(
         heads, head_dim(width, heads), bias=True, out_bias=True, dropout=dropout
     )
-    mlp = MLPConfig(4 * width, "gelu_tanh", bias=True)
+    mlp = MLPConfig(row["hidden"] or 4 * width, "gelu_tanh", bias=True)
     return ModelConfig(
         vocab_size=row["vocab_size"],
         width=width,
@@ -43,7 +51,7 @@ def gpt2(
             layers=row["layers"],
             block=BlockConfig(attention, mlp, PreNorm(norm, dropout)),
             causal=True,
-            positions=LearnedPositions(1024),
+            positions=LearnedPositions(row["positions"]),
             input_dropout=dropout,
             final_norm=norm,
         ),

@@ -49,9 +49,7 @@ def t5_1_0(
 ) -> ModelConfig:
     """T5 1.0: ReLU, and a head that shares the embeddings, scaled by width^-0.5."""
     row = published(SIZES_1_0, "t5_1_0", size, **shape)
-    head = LMHead(tied=True, scale=row["width"] ** -0.5)
-    mlp = MLPConfig(row["hidden"], "relu", dropout=dropout)
-    return _t5(row, head, mlp, dropout, dtype, scan, remat)
+    return t5(**row, dropout=dropout, dtype=dtype, scan=scan, remat=remat)
 
 
 def t5_1_1(
@@ -64,33 +62,56 @@ def t5_1_1(
 ) -> ModelConfig:
     """T5 1.1: gated GELU, a head of its own; pre-trained without dropout."""
     row = published(SIZES_1_1, "t5_1_1", size, **shape)
-    mlp = MLPConfig(row["hidden"], "gelu_tanh", gated=True, dropout=dropout)
-    return _t5(row, LMHead(tied=False), mlp, dropout, dtype, scan, remat)
+    kind = {"activation": "gelu_tanh", "gated": True, "tied": False, "scaled": False}
+    return t5(**row, **kind, dropout=dropout, dtype=dtype, scan=scan, remat=remat)
 
 
-def _t5(row, head, mlp, dropout, dtype, scan, remat):
+def t5(
+    *,
+    width: int,
+    layers: int,
+    heads: int,
+    head_dim: int,
+    hidden: int,
+    vocab_size: int,
+    decoder_layers: int | None = None,
+    activation: str = "relu",
+    gated: bool = False,
+    tied: bool = True,
+    scaled: bool = True,
+    buckets: int = 32,
+    max_distance: int = 128,
+    epsilon: float | int = 1e-6,
+    dropout: float | int = 0.0,
+    dtype: str = "float32",
+    scan: bool = True,
+    remat: str = "none",
+) -> ModelConfig:
+    """What all versions have in common, for other shapes; the defaults are T5 1.0's."""
     # No scale on the logits: the initialiser of the queries makes up for it.
-    attention = AttentionConfig(row["heads"], row["head_dim"], scale=1.0, dropout=dropout)
+    attention = AttentionConfig(heads, head_dim, scale=1.0, dropout=dropout)
+    mlp = MLPConfig(hidden, activation, gated=gated, dropout=dropout)
+    norm = RMSNorm(epsilon)
 
-    def stack(causal):
+    def stack(count, causal):
         cross = attention if causal else None
         return StackConfig(
-            layers=row["layers"],
-            block=BlockConfig(attention, mlp, PreNorm(RMSNorm(), dropout), cross),
+            layers=count,
+            block=BlockConfig(attention, mlp, PreNorm(norm, dropout), cross),
             causal=causal,
-            positions=RelativeBias(),
+            positions=RelativeBias(buckets, max_distance),
             input_dropout=dropout,
-            final_norm=RMSNorm(),
+            final_norm=norm,
             final_dropout=dropout,
         )
 
     return ModelConfig(
-        vocab_size=row["vocab_size"],
-        width=row["width"],
+        vocab_size=vocab_size,
+        width=width,
         embedder=TokenEmbedder(standard_deviation=1.0),
-        head=head,
-        encoder=stack(causal=False),
-        decoder=stack(causal=True),
+        head=LMHead(tied=tied, scale=width**-0.5 if scaled else 1.0),
+        encoder=stack(layers, causal=False),
+        decoder=stack(decoder_layers or layers, causal=True),
         dtype=dtype,
         scan=scan,
         remat=remat,

@@ -1,0 +1,132 @@
+"""BERT in Hugging Face's form."""
+
+from t5x_lite.errors import UserError
+from t5x_lite.hub.families import Family
+from t5x_lite.hub.fields import Fields
+from t5x_lite.hub.rules import Flat, Linear, Rule
+from t5x_lite.nn.config import ModelConfig
+from t5x_lite.nn.heads import MaskedLMHead, Pooler
+from t5x_lite.nn.presets.bert import bert, bert_encoder
+
+PRESETS = {
+    "BertModel": bert_encoder,
+    "BertForMaskedLM": bert,
+    "BertForPreTraining": bert,
+}
+
+
+def read(fields: Fields) -> ModelConfig:
+    """The model of a config.json."""
+    fields.expect("hidden_act", "gelu")
+    fields.expect("position_embedding_type", "absolute")
+    fields.expect("is_decoder", False)
+    fields.expect("add_cross_attention", False)
+    fields.expect("tie_word_embeddings", True)
+    architecture = fields.architecture or "BertModel"
+    if architecture not in PRESETS:
+        raise UserError(f"architecture {architecture} is unknown; there are {', '.join(PRESETS)}.")
+    return PRESETS[architecture](
+        "base",
+        width=fields.take("hidden_size"),
+        layers=fields.take("num_hidden_layers"),
+        heads=fields.take("num_attention_heads"),
+        hidden=fields.take("intermediate_size"),
+        positions=fields.take("max_position_embeddings", 512),
+        types=fields.take("type_vocab_size", 2),
+        epsilon=fields.take("layer_norm_eps", 1e-12),
+        vocab_size=fields.take("vocab_size"),
+    )
+
+
+def write(model: ModelConfig) -> dict:
+    """The config.json of a model."""
+    block = model.encoder.blocks[0]
+    heads = {MaskedLMHead: "BertForMaskedLM", Pooler: "BertModel"}
+    return {
+        "model_type": "bert",
+        "architectures": [heads[type(model.head)]],
+        "hidden_size": model.width,
+        "num_hidden_layers": model.encoder.layers,
+        "num_attention_heads": block.attention.heads,
+        "intermediate_size": block.ffn.hidden,
+        "max_position_embeddings": model.encoder.positions.max_length,
+        "type_vocab_size": model.embedder.types,
+        "layer_norm_eps": block.residual.norm.epsilon,
+        "hidden_act": "gelu",
+        "vocab_size": model.vocab_size,
+    }
+
+
+def rules(model: ModelConfig) -> list[Rule]:
+    """As BERT's own names say; the bare model's tensors lack the first "bert."."""
+    layer, embeddings = "bert.encoder.layer.{layer}", "bert.embeddings"
+    transform = "cls.predictions.transform"
+    return [
+        Rule("embedder/embedding", f"{embeddings}.word_embeddings.weight"),
+        Rule("embedder/token_types", f"{embeddings}.token_type_embeddings.weight"),
+        Rule("encoder/positions/embedding", f"{embeddings}.position_embeddings.weight"),
+        *norm_rules("encoder/input_norm", f"{embeddings}.LayerNorm"),
+        *layer_rules(
+            layer,
+            attention={name: f"self.{name}" for name in ("query", "key", "value")},
+        ),
+        *linear_rules("head/pooler", "bert.pooler.dense"),
+        *linear_rules("head/transform", f"{transform}.dense"),
+        *norm_rules("head/norm", f"{transform}.LayerNorm"),
+        Rule("head/bias", "cls.predictions.bias"),
+    ]
+
+
+def layer_rules(layer: str, attention: dict[str, str]) -> list[Rule]:
+    """A layer whose parts have BERT's names; `attention` names the three products."""
+    ours = "encoder/*"
+    return [
+        *(
+            rule
+            for name, theirs in attention.items()
+            for rule in linear_rules(f"{ours}/attention/{name}", f"{layer}.attention.{theirs}")
+        ),
+        *linear_rules(f"{ours}/attention/out", f"{layer}.attention.output.dense", inputs=2),
+        *norm_rules(f"{ours}/attention_norm", f"{layer}.attention.output.LayerNorm"),
+        *linear_rules(f"{ours}/ffn/up", f"{layer}.intermediate.dense"),
+        *linear_rules(f"{ours}/ffn/down", f"{layer}.output.dense"),
+        *norm_rules(f"{ours}/ffn_norm", f"{layer}.output.LayerNorm"),
+    ]
+
+
+def linear_rules(ours: str, theirs: str, inputs: int = 1) -> list[Rule]:
+    """Kernel and bias of one of torch's Linear modules."""
+    return [
+        Rule(f"{ours}/kernel", f"{theirs}.weight", Linear(inputs)),
+        Rule(f"{ours}/bias", f"{theirs}.bias", Flat()),
+    ]
+
+
+def norm_rules(ours: str, theirs: str) -> list[Rule]:
+    """Scale and bias of one of torch's LayerNorm modules."""
+    return [Rule(f"{ours}/scale", f"{theirs}.weight"), Rule(f"{ours}/bias", f"{theirs}.bias")]
+
+
+FAMILIES = {
+    "bert": Family(
+        read,
+        write,
+        rules,
+        ignored_fields={
+            "hidden_dropout_prob": "dropout, which a run chooses",
+            "attention_probs_dropout_prob": "dropout, which a run chooses",
+            "classifier_dropout": "dropout, which a run chooses",
+        },
+        ignored_tensors={
+            r"(bert\.)?embeddings\.position_ids": "counts from 0",
+            r"bert\.pooler\.dense\.(weight|bias)": "the masked-LM head doesn't read it",
+            r"cls\.seq_relationship\.(weight|bias)": "the masked-LM head doesn't read it",
+        },
+        tied={
+            "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
+            "cls.predictions.decoder.bias": "cls.predictions.bias",
+        },
+        old_names={"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"},
+        base_prefix="bert.",
+    )
+}

@@ -1,0 +1,136 @@
+"""Parameters from published tensors and back, one tensor at a time."""
+
+import re
+from collections.abc import Iterator, Sequence
+
+import jax
+import numpy as np
+
+from t5x_lite.errors import UserError
+from t5x_lite.hub.families import Family
+from t5x_lite.hub.rules import Tensor, expand
+from t5x_lite.hub.source import Tensors
+from t5x_lite.nn import parameters
+from t5x_lite.nn.config import ModelConfig
+from t5x_lite.nn.heads import Pooler
+from t5x_lite.types import Params
+
+# Heads that belong to the bare model, whose tensors are published without the base prefix.
+BARE_HEADS = (Pooler,)
+
+
+def load(model: ModelConfig, family: Family, tensors: Tensors) -> Params:
+    """The model's parameters, layers stacked, float32, each filled from published tensors.
+
+    Holds the parameters and one tensor.
+
+    Raises:
+        UserError: a tensor that is missing, unused, or of another shape than config.json says.
+    """
+    shapes, places = _layout(model)
+    plan = list(expand(model, family.rules(model), shapes))
+    names = _names(family, tensors, plan)
+    unused = set(tensors.names) - set(names.values())
+    unused -= _repeated(family, tensors, names, unused)
+    unused = [n for n in sorted(unused) if not _ignored(family, n)]
+    if unused:
+        raise UserError(
+            f"{tensors.folder} has tensors that the model doesn't: {_some(unused)}. config.json "
+            "describes another model, or t5x_lite doesn't know this part of it."
+        )
+    missing = [tensor.name for tensor in plan if tensor.name not in names]
+    if missing:
+        raise UserError(f"{tensors.folder} lacks tensors that config.json asks for: "
+                        f"{_some(missing)}.")  # fmt: skip
+    params = {path: np.zeros(shape, np.float32) for path, shape in places.items()}
+    for tensor in plan:
+        name = names[tensor.name]
+        outs = [_view(params[path], index, shapes[path]) for path, index in tensor.places]
+        expected = tensor.shape([out.shape for out in outs])
+        if tensors.shape(name) != expected:
+            raise UserError(
+                f"{tensors.place(name)} has shape {list(tensors.shape(name))}, but config.json "
+                f"asks for {list(expected)}."
+            )
+        tensor.load(tensors.read(name), outs)
+    filled = {path for tensor in plan for path, _ in tensor.places}
+    if filled != set(places):
+        raise AssertionError(f"no rule fills {sorted(set(places) - filled)}")
+    tree: dict = {}
+    for path in list(params):
+        *folders, leaf = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[leaf] = jax.device_put(params.pop(path))
+    return tree
+
+
+def save(model: ModelConfig, family: Family, params: Params) -> Iterator[tuple[str, np.ndarray]]:
+    """Published tensors of a model's parameters (layers stacked), float32, one after the other."""
+    shapes, _ = _layout(model)
+    leaves = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
+    prefix = family.base_prefix if isinstance(model.head, BARE_HEADS) else ""
+    for tensor in expand(model, family.rules(model), shapes):
+        ours = [_view(np.asarray(leaves[p]), index, shapes[p]) for p, index in tensor.places]
+        yield tensor.name.removeprefix(prefix), tensor.save(ours)
+
+
+def _layout(model: ModelConfig):
+    """Of every parameter, by path: its shape without padding of the vocabulary, and with it."""
+    shapes, axes = parameters.abstract(parameters.scanned(model))
+    leaves = jax.tree_util.tree_leaves_with_path(shapes)
+    names = jax.tree.leaves(axes, is_leaf=parameters.is_axes)
+    published = {
+        _path(path): parameters.published_shape(model, leaf.shape, axis_names)
+        for (path, leaf), axis_names in zip(leaves, names, strict=True)
+    }
+    return published, {_path(path): leaf.shape for path, leaf in leaves}
+
+
+def _path(path: tuple) -> str:
+    return jax.tree_util.keystr(path, simple=True, separator="/")
+
+
+def _view(array: np.ndarray, index: tuple[int, ...], published: Sequence[int]) -> np.ndarray:
+    """What a tensor holds of a parameter: a layer, an expert, no rows that pad the vocabulary."""
+    return array[(*index, *(slice(size) for size in published[len(index) :]))]
+
+
+def _names(family: Family, tensors: Tensors, plan: Sequence[Tensor]) -> dict[str, str]:
+    """The stored name of each planned tensor that is there: its own, an older, a bare model's."""
+    stored, names = set(tensors.names), {}
+    for tensor in plan:
+        known = [tensor.name]
+        for now, old in family.old_names.items():
+            if tensor.name.endswith(now):
+                known.append(tensor.name.removesuffix(now) + old)
+        known += [name.removeprefix(family.base_prefix) for name in known]
+        found = [name for name in known if name in stored]
+        if found:
+            names[tensor.name] = found[0]
+    return names
+
+
+def _repeated(family: Family, tensors: Tensors, names: dict[str, str], unused: set[str]):
+    """Unused tensors that repeat a tied one, which must be equal to it."""
+    found = set()
+    for name in unused & set(family.tied):
+        original = names.get(family.tied[name])
+        if original is None:
+            continue
+        if not np.array_equal(tensors.read(name), tensors.read(original)):
+            raise UserError(
+                f"{tensors.place(name)} differs from {original}, but config.json ties them."
+            )
+        found.add(name)
+    return found
+
+
+def _ignored(family: Family, name: str) -> bool:
+    return any(re.fullmatch(pattern, name) for pattern in family.ignored_tensors)
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - 5} more" if len(names) > 5 else ""
+    return ", ".join(names[:5]) + more

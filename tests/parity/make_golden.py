@@ -1,0 +1,56 @@
+"""Writes the small files that tests/hub/test_golden.py compares with: one tiny model a family.
+
+    bash launch/test.sh --parity --make_golden [NAME ...]
+
+Run it when a family is added; a file that is there is only replaced where it is named.
+"""
+
+import json
+import pathlib
+import shutil
+import sys
+
+import numpy as np
+import torch
+import transformers
+
+HERE = pathlib.Path(__file__).parent
+sys.path.insert(0, str(HERE))
+import reference  # noqa: E402
+from cases import all_cases  # noqa: E402
+
+GOLDEN = HERE.parent / "hub" / "golden"
+
+
+def make(case) -> None:
+    """One folder: config.json, model.safetensors, expected.npz."""
+    folder = GOLDEN / case.name
+    shutil.rmtree(folder, ignore_errors=True)
+    model = reference.build(case)
+    reference.save(model, folder)
+    kind = reference.kind_of(model)
+    batches = reference.batches(case, kind, model.config.vocab_size)
+    batch = batches["right"]
+    arrays = {f"batch/{name}": value for name, value in batch.items()}
+    arrays |= {f"out/{name}": value for name, value in reference.outputs(model, batch).items()}
+    if kind != "encoder-only":
+        arrays["greedy"] = reference.greedy(
+            model, batches["right"] | {"mask": np.ones_like(batch["mask"])}, 16
+        )
+    np.savez_compressed(folder / "expected.npz", **arrays)
+
+
+def main() -> None:
+    """Those named, or those that are missing."""
+    names = sys.argv[1:]
+    for case in all_cases():
+        wanted = case.name in names if names else not (GOLDEN / case.name).exists()
+        if case.golden and wanted:
+            make(case)
+            print(case.name)
+    versions = {"transformers": transformers.__version__, "torch": torch.__version__}
+    (GOLDEN / "versions.json").write_text(json.dumps(versions) + "\n")
+
+
+if __name__ == "__main__":
+    main()
