@@ -107,8 +107,8 @@ ERRORS = {
         "VOCAB_SZIE. Did you mean VOCAB_SIZE?",
     ),
     "macro without a value": (
-        f"data prepare --gin_file {CAUSAL} --gin_file tasks/corpora/text.gin",
-        "PATHS has no value; add --gin.PATHS=",
+        f"data prepare --gin_file {CAUSAL} --gin.TEXT=%gin.REQUIRED",
+        "TEXT has no value; add --gin.TEXT=",
     ),
     "no task": ("data prepare --gin_file models/llama/tiny.gin", "add --gin_file tasks/"),
     "no run": ("train --gin_file models/llama/tiny.gin --model_dir x", "runs/quickstart.gin"),
@@ -224,7 +224,7 @@ sys.exit(cli.main(["plot", "--model_dir", "x"]))
 def test_a_later_file_wins_and_an_override_wins_over_all():
     assert task(CAUSAL).objective == CausalLM()
     assert task(CAUSAL, "tasks/masked_lm.gin").objective == MaskedLM()
-    assert task(CAUSAL, "tasks/corpora/text.gin", PATHS="'a.txt'").source == Text("a.txt")
+    assert task(CAUSAL, TEXT="'a.txt'").source == Text("a.txt")
     assert task(CAUSAL, VOCAB_SIZE=512).vocabulary.vocab_size == 512
     assert task(CAUSAL, VOCABULARY="@vocabularies.Bytes()").vocabulary == Bytes()
 
@@ -271,7 +271,7 @@ def test_only_what_the_verb_needs_must_have_a_value(tmp_path):
 
 
 def test_the_config_that_is_stored_describes_the_same(tmp_path):
-    before = task(CAUSAL, "tasks/corpora/text.gin", PATHS="'a.txt'", **{"Task.name": "'mine'"})
+    before = task(CAUSAL, TEXT="'a.txt'", **{"Task.name": "'mine'"})
     (tmp_path / "config.gin").write_text(gin.config_str())
     assert task(str(tmp_path / "config.gin")) == before
 

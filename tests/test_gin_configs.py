@@ -24,7 +24,6 @@ MODELS = [
     f"models/{family}/{size}.gin" for family, (_, sizes) in FAMILIES.items() for size in sizes
 ]
 MINI = "models/llama/mini.gin"  # a shape, not a size
-NEEDED = {"PATHS": "'a.txt'", "TFDS": "'a'"}
 
 
 def shipped(folder):
@@ -34,7 +33,7 @@ def shipped(folder):
 
 
 TASKS = [name for name in shipped("tasks") if name.count("/") == 1 and name != "tasks/base.gin"]
-CORPORA = shipped("tasks/corpora")
+TEXTS = {"chitchat": "Chitchat", "my/*.txt": "Text", "a.jsonl": "JsonLines", "c4": "TFDS"}
 RUNS = [name for name in shipped("runs") if name != "runs/verbs.gin"]
 
 
@@ -84,14 +83,14 @@ def test_models_replace_each_other(family):
         assert value("MODEL") == FAMILIES[last][0](size)
 
 
-@pytest.mark.parametrize("corpus", CORPORA)
+@pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("name", TASKS)
-def test_every_objective_takes_every_corpus(name, corpus):
-    needed = [
-        f"{n}={v}" for n, v in NEEDED.items() if f"%{n}" in (cli.CONFIGS / corpus).read_text()
-    ]
-    configure("t5x_lite.data.prepare.prepare", [name, corpus], needed, task="%TASK")
-    shapes = value("TASK").batches(batch_size=2, length=64, seed=0).shapes
+def test_every_objective_takes_every_text(name, text):
+    configure("t5x_lite.data.prepare.prepare", [name], [f"TEXT={text!r}"], task="%TASK")
+    task = value("TASK")
+    assert type(task.source).__name__ == TEXTS[text]
+    assert task.name == {"my/*.txt": "my"}.get(text, text.removesuffix(".jsonl"))
+    shapes = task.batches(batch_size=2, length=64, seed=0).shapes
     assert shapes["tokens"][0][0] == 2
 
 

@@ -9,8 +9,7 @@ from t5x_lite import cli
 
 TINY = [
     "--gin_file=runs/pretrain_llama.gin",
-    "--gin_file=tasks/corpora/text.gin",
-    "--gin.PATHS='text.txt'",
+    "--gin.TEXT='text.txt'",
     "--gin.VOCABULARY=@vocabularies.Bytes()",
     "--gin.VOCAB_SIZE=363",
     *(

@@ -9,6 +9,7 @@ import dataclasses
 import glob
 import hashlib
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -33,6 +34,12 @@ class Source:
     def place(self) -> str:
         """Where the text lies, for messages."""
         return type(self).__name__
+
+    @property
+    def name(self) -> str:
+        """A name for the corpus: the place's letters and digits, without a file's suffix."""
+        stem = re.sub(r"\.(txt|jsonl|json)\b", "", self.place())
+        return re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-").lower() or "text"
 
     def describe(self) -> dict[str, Any]:
         """The config, json-able."""
@@ -231,6 +238,35 @@ class Chitchat(Source):
             if (Path(folder) / "dataset.json").is_file():
                 return Path(folder) / "dataset.json"
         raise UserError("the chitchat corpus isn't installed: pip install 't5x_lite[demo]'.")
+
+
+def corpus(
+    text: str | tuple[str, ...] | list[str],
+    field: str = "text",
+    documents_by: str = "blank_line",
+    split: str = "train",
+) -> Source:
+    """The source that a text's name stands for.
+
+    Args:
+        text: "chitchat"; .jsonl files or other text files, by path, pattern or several of either;
+            or a TFDS data set, by name or by the folder of a prepared one.
+        field: of JSON lines and TFDS: where an example has its text.
+        documents_by: of text files: what ends a document.
+        split: of a TFDS data set.
+    """
+    paths = (text,) if isinstance(text, str) else tuple(text)
+    if paths == ("chitchat",):
+        return Chitchat()
+    jsonl = [path.endswith((".jsonl", ".json")) for path in paths]
+    if any(jsonl) and not all(jsonl):
+        raise UserError(f"{', '.join(paths)}: give either JSON lines or plain text, not both.")
+    if any(jsonl):
+        return JsonLines(paths, field)
+    is_files = len(paths) > 1 or glob.has_magic(paths[0]) or Path(paths[0]).suffix
+    if is_files and not Path(paths[0]).is_dir():
+        return Text(paths, documents_by)
+    return TFDS(paths[0], field, split)
 
 
 def _document(lines: list[str], read: int) -> Iterator[tuple[str, int]]:

@@ -21,7 +21,7 @@ class Task:
     """What to learn from which text. Stored under `data_dir/name`.
 
     Attributes:
-      name: names the folder and seeds the noise.
+      name: names the folder and seeds the noise; None: after the source.
       source: where the documents come from.
       vocabulary: trained on the training documents unless it says otherwise.
       objective: how documents become rows.
@@ -30,7 +30,7 @@ class Task:
         document fall on the same side, and a grown corpus keeps its split.
     """
 
-    name: str
+    name: str | None
     source: Source
     vocabulary: VocabularyConfig
     objective: Objective
@@ -38,6 +38,8 @@ class Task:
     validation_fraction: float | int = 0.05
 
     def __post_init__(self):
+        if self.name is None:
+            object.__setattr__(self, "name", self.source.name)
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.-]*", self.name):
             raise UserError(f"task name {self.name!r} must be letters, digits, '_', '-' and '.'.")
         if not 0 < self.validation_fraction < 1:
