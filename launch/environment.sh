@@ -1,7 +1,7 @@
 # Sourced by the scripts beside it, from the repository's root:
 #   make_environment FOLDER EXTRAS [REQUIREMENTS]
 # Makes a virtual environment with the pinned set, unless it is there and nothing has changed. The
-# lines of the file REQUIREMENTS are installed first, one after the other.
+# lines of the file REQUIREMENTS, arguments of pip install, come first, one after the other.
 
 find_python() {
   local candidate
@@ -36,8 +36,8 @@ make_environment() {
   echo "environment: installing .[$extras] into $folder; a few minutes the first time"
   local install=("$folder/bin/python" -m pip install --quiet --disable-pip-version-check --no-input)
   install+=(-c launch/constraints.txt)
-  while read -r requirement; do
-    "${install[@]}" "$requirement"
+  while read -ra requirement; do
+    "${install[@]}" "${requirement[@]}"
   done < <(grep -v '^#' "$requirements")
   "${install[@]}" -e ".[$extras]"
   echo "$wanted" > "$folder/.installed"

@@ -12,7 +12,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . launch/environment.sh
 
 if [ "${1:-}" = --parity ] || [ "${1:-}" = --make_golden ]; then
-  make_environment .venv-parity test,hub benchmarks/requirements-torch.txt
+  make_environment .venv-parity test,hub tests/parity/requirements.txt
   export PATH="$PWD/.venv-parity/bin:$PATH"
   if [ "$1" = --make_golden ]; then
     exec python tests/parity/make_golden.py "${@:2}"
@@ -21,7 +21,7 @@ if [ "${1:-}" = --parity ] || [ "${1:-}" = --make_golden ]; then
     -o addopts="--import-mode=importlib --strict-markers" tests/parity "${@:2}" < /dev/null
 fi
 
-make_environment .venv-test test,hub
+make_environment .venv-test test,hub tests/hub/requirements.txt
 export PATH="$PWD/.venv-test/bin:$PATH"
 ruff check .
 ruff format --check .

@@ -21,11 +21,12 @@ import logging
 import os
 import shutil
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
+import numpy as np
 
 from t5x_lite import folders
 from t5x_lite.errors import UserError
@@ -39,6 +40,7 @@ from t5x_lite.tensors import (
     read,
     signature,
     unflatten,
+    write,
 )
 
 FORMAT = 1  # the layout above
@@ -334,6 +336,36 @@ class Checkpointer:
         if writer is not None:
             with contextlib.suppress(Exception):
                 writer.close()
+
+
+def write_one_by_one(
+    directory: Path, step: int, leaves: Iterable[tuple[str, jax.Array]], meta: Mapping[str, Any]
+) -> None:
+    """Writes a checkpoint of tensors that needn't all be in memory at once.
+
+    `Checkpointer.save` copies them all before it returns; this holds what `leaves` gives, one at a
+    time. The result is a checkpoint like any other.
+
+    Args:
+      directory: of the checkpoints; without one of this step.
+      step: its step.
+      leaves: each tensor with its path, such as params/embedder/embedding.
+      meta: JSON-able.
+    """
+    folder, final = directory / f"{step}{folders.TEMPORARY}", directory / str(step)
+    (folder / "state").mkdir(parents=True)
+    (folder / "meta").mkdir()
+    tensors = {}
+    for path, leaf in leaves:
+        (value,) = digest({path: leaf}).values()
+        tensors[path] = {**signature(leaf), "digest": value}
+        write(folder / "state", path, np.asarray(leaf))
+    record = {"format": FORMAT, "step": step, "meta": dict(meta), "tensors": tensors}
+    (folder / folders.RECORD).write_text(json.dumps(record), "utf-8")
+    folders.list_files(folder)
+    for marker in folders.COMMIT_MARKERS:
+        (folder / marker).write_text("{}", "utf-8")
+    folder.rename(final)
 
 
 @functools.cache

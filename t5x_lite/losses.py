@@ -74,6 +74,8 @@ def logits(output: Output) -> Float[Array, "B T V"]:
     )
     if head.bias_V is not None:
         logits_BTV += head.bias_V[None, None, :]
+    if head.soft_cap is not None:
+        logits_BTV = head.soft_cap * jnp.tanh(logits_BTV / head.soft_cap)
     if head.vocab_size == head.kernel_VD.shape[0]:
         return logits_BTV
     real = _vocabulary(logits_BTV) < head.vocab_size

@@ -21,11 +21,13 @@ MESH_AXES = ("replica", "fsdp", "expert", "sequence", "tensor", "stage")
 # Axes of parameters, then axes of activations. A batch is always split over the data axes.
 _NOWHERE = {
     **dict.fromkeys(["layers", "embed", "vocab", "heads", "kv_heads", "head_dim", "mlp"], ()),
-    **dict.fromkeys(["norm", "positions", "buckets", "token_types", "features"], ()),
+    **dict.fromkeys(["norm", "positions", "buckets", "token_types", "features", "labels"], ()),
+    **dict.fromkeys(["expert", "router", "latent", "bottleneck"], ()),
     **dict.fromkeys(["length", "act_embed", "act_heads", "act_mlp", "act_vocab"], ()),
     "batch": ("replica", "fsdp"),
 }
-_FSDP = {"embed": ("fsdp",)}
+_FSDP = {"embed": ("fsdp",), "latent": ("fsdp",)}
+_EXPERT = {"expert": ("expert",)}
 _TENSOR = dict.fromkeys(
     ("vocab", "heads", "kv_heads", "mlp", "act_heads", "act_mlp", "act_vocab"), ("tensor",)
 )
@@ -33,9 +35,9 @@ _TENSOR = dict.fromkeys(
 RULES: Mapping[str, Mapping[str, tuple[str, ...]]] = MappingProxyType(
     {
         "dp": _NOWHERE,
-        "fsdp": {**_NOWHERE, **_FSDP},
-        "tp": {**_NOWHERE, **_TENSOR},
-        "fsdp_tp": {**_NOWHERE, **_FSDP, **_TENSOR},
+        "fsdp": {**_NOWHERE, **_FSDP, **_EXPERT},
+        "tp": {**_NOWHERE, **_TENSOR, **_EXPERT},
+        "fsdp_tp": {**_NOWHERE, **_FSDP, **_TENSOR, **_EXPERT},
     }
 )
 

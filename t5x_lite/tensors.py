@@ -7,6 +7,8 @@ without a word and, on a damaged file, prints tracebacks from threads that outli
 """
 
 import contextlib
+import functools
+import math
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -33,13 +35,37 @@ def digest(tree: Tree) -> dict[str, int]:
     # One program per shape, dtype and sharding: parameters and their moments share theirs. Each is
     # waited for before the next: emulated CPU devices share few threads, and several programs that
     # sum over devices at the same time would wait for each other for ever.
-    return {path: int(_leaf_digest(leaf)) for path, leaf in flatten(tree).items()}
+    return {path: int(_leaf_digest(leaf, _is_large(leaf))) for path, leaf in flatten(tree).items()}
 
 
-@jax.jit
-def _leaf_digest(x: jax.Array) -> jax.Array:
-    words = _words(x)
-    position, stride = jnp.zeros(words.shape, jnp.uint32), 1
+LARGE = SLICE_BYTES = 64 << 20  # from here on memory matters
+
+
+def _is_large(x: jax.Array) -> bool:
+    """Whether to go row by row: XLA's CPU backend stores the mixed words, twice the array's size.
+
+    Not where devices share the array: rows may lie on several.
+    """
+    return x.ndim > 1 and x.nbytes > LARGE and len(x.sharding.device_set) == 1
+
+
+@functools.partial(jax.jit, static_argnames="by_row")
+def _leaf_digest(x: jax.Array, by_row: bool) -> jax.Array:
+    if not by_row:
+        return _sum_of_mixed(_words(x), jnp.uint32(0))
+    size = math.prod(x.shape[1:]) * (2 if jax.dtypes.itemsize_bits(x.dtype) == 64 else 1)
+
+    def add(total, numbered):
+        number, row = numbered
+        return total + _sum_of_mixed(_words(row), number * jnp.uint32(size % 2**32)), None
+
+    rows = jnp.arange(x.shape[0], dtype=jnp.uint32)
+    return lax.scan(add, jnp.uint32(0), (rows, x))[0]
+
+
+def _sum_of_mixed(words: jax.Array, start: jax.Array) -> jax.Array:
+    """Of words whose first one stands at position `start`."""
+    position, stride = jnp.full(words.shape, start), 1
     for axis in reversed(range(words.ndim)):
         steps = lax.broadcasted_iota(jnp.uint32, words.shape, axis)
         position = position + steps * jnp.uint32(stride % 2**32)
@@ -135,6 +161,30 @@ def read(folder: Path, wanted: Mapping[str, Any]) -> Iterator[tuple[str, jax.Arr
                 ahead[later] = _request(later, stores.pop(later), wanted[later], folder)
         yield path, _place(path, ahead[path], wanted[path], folder)
         ahead[path] = None
+
+
+def write(folder: Path, path: str, value: np.ndarray) -> None:
+    """Adds one tensor to a store that `read` understands, in slices that keep memory low."""
+    import tensorstore as ts
+
+    kvstore = {"driver": "ocdbt", "base": {"driver": "file", "path": f"{folder}/"}}
+    rows = max(1, SLICE_BYTES // max(1, value.nbytes // max(1, len(value) if value.ndim else 1)))
+    chunks = [min(rows, value.shape[0]), *value.shape[1:]] if value.ndim else []
+    store = ts.open(
+        {
+            "driver": "zarr",
+            "kvstore": {**kvstore, "path": f"{path}/"},
+            "metadata": {"chunks": chunks, "compressor": {"id": "zstd", "level": 1}},
+        },
+        create=True,
+        dtype=value.dtype.name,
+        shape=value.shape,
+    ).result()
+    if not value.ndim:
+        store.write(value).result()
+    for start in range(0, len(value) if value.ndim else 0, rows):
+        part = value[start : start + rows]
+        store[start : start + len(part)].write(part).result()
 
 
 def _request(path: str, opening: Any, like: Any, folder: Path) -> dict[Any, Any]:

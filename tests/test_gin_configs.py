@@ -9,16 +9,56 @@ import pytest
 
 from t5x_lite import cli, optim
 from t5x_lite.nn import parameters
-from t5x_lite.nn.presets import bert, gpt2, llama, t5
+from t5x_lite.nn.presets import (
+    albert,
+    bart,
+    bert,
+    deepseek,
+    distilbert,
+    gemma2,
+    gemma3,
+    gpt2,
+    gpt3,
+    llama,
+    mixtral,
+    mobilebert,
+    modernbert,
+    phi3,
+    qwen3,
+    roberta,
+    t5,
+    tinybert,
+    transformer,
+)
 from t5x_lite.train.state import init_state
 from t5x_lite.train.step import make_train_step, model_apply
 
 FAMILIES = {
     "t5_1_0": (t5.t5_1_0, t5.SIZES_1_0),
     "t5_1_1": (t5.t5_1_1, t5.SIZES_1_1),
+    "flan_t5": (t5.flan_t5, t5.SIZES_1_1),
+    "mt5": (t5.mt5, t5.MT5_SIZES),
+    "byt5": (t5.byt5, t5.BYT5_SIZES),
+    "umt5": (t5.umt5, t5.UMT5_SIZES),
+    "bart": (bart.bart, bart.SIZES),
+    "transformer": (transformer.transformer, transformer.SIZES),
     "bert": (bert.bert, bert.SIZES),
     "gpt2": (gpt2.gpt2, gpt2.SIZES),
     "llama": (llama.llama, llama.SIZES),
+    "deepseek_v2": (deepseek.deepseek_v2, deepseek.SIZES_V2),
+    "deepseek_v3": (deepseek.deepseek_v3, deepseek.SIZES_V3),
+    "mixtral": (mixtral.mixtral, mixtral.SIZES),
+    "qwen3": (qwen3.qwen3, qwen3.SIZES),
+    "roberta": (roberta.roberta, roberta.SIZES),
+    "gemma2": (gemma2.gemma2, gemma2.SIZES),
+    "distilbert": (distilbert.distilbert, distilbert.SIZES),
+    "tinybert": (tinybert.tinybert, tinybert.SIZES),
+    "albert": (albert.albert, albert.SIZES),
+    "gemma3": (gemma3.gemma3, gemma3.SIZES),
+    "phi3": (phi3.phi3, phi3.SIZES),
+    "gpt3": (gpt3.gpt3, gpt3.SIZES),
+    "modernbert": (modernbert.modernbert, modernbert.SIZES),
+    "mobilebert": (mobilebert.mobilebert, mobilebert.SIZES),
 }
 MODELS = [
     f"models/{family}/{size}.gin" for family, (_, sizes) in FAMILIES.items() for size in sizes
@@ -64,7 +104,8 @@ def test_a_model_file_is_the_preset_of_its_name(name):
     model = value("MODEL")
     assert model == FAMILIES[family][0](size)
     shapes, _ = parameters.abstract(model)
-    assert (model.physical_vocab, model.width) in {leaf.shape for leaf in jax.tree.leaves(shapes)}
+    table = (model.physical_vocab, getattr(model.embedder, "width", None) or model.width)
+    assert table in {leaf.shape for leaf in jax.tree.leaves(shapes)}
 
 
 def test_mini_is_a_llama_of_another_shape():

@@ -41,7 +41,7 @@ TABLE = {
 NARROW = {
     ("serve", "data"): {"data.vocabularies", "data.tasks"},
     ("serve", "train"): {"train.restore"},
-    ("hub", "data"): {"data.vocabularies"},
+    ("hub", "data"): {"data.vocabularies", "data.imported"},
     ("hub", "train"): {"train.restore", "train.identity"},
 }
 # No JAX at all where only NumPy is wanted, and gin at the edge.

@@ -38,8 +38,7 @@ class Source:
     @property
     def name(self) -> str:
         """A name for the corpus: the place's letters and digits, without a file's suffix."""
-        stem = re.sub(r"\.(txt|jsonl|json)\b", "", self.place())
-        return re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-").lower() or "text"
+        return _plain(self.place())
 
     def describe(self) -> dict[str, Any]:
         """The config, json-able."""
@@ -178,6 +177,11 @@ class TFDS(Source):
         """As in `Source`."""
         return f"{self.data} ({self.split})"
 
+    @property
+    def name(self) -> str:
+        """As in `Source`; the training split's without the split."""
+        return _plain(self.data if self.split == "train" else self.place())
+
     def _open(self):
         import tensorflow_datasets as tfds
 
@@ -238,6 +242,11 @@ class Chitchat(Source):
             if (Path(folder) / "dataset.json").is_file():
                 return Path(folder) / "dataset.json"
         raise UserError("the chitchat corpus isn't installed: pip install 't5x_lite[demo]'.")
+
+
+def _plain(place: str) -> str:
+    stem = re.sub(r"\.(txt|jsonl|json)\b", "", place)
+    return re.sub(r"[^A-Za-z0-9]+", "-", stem).strip("-").lower() or "text"
 
 
 def corpus(

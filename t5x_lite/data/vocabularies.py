@@ -1,4 +1,4 @@
-"""Text to ids and back: sentencepiece models (trained or given) and plain bytes.
+"""Text to ids and back: sentencepiece models (trained or given), plain bytes, imported tokenizers.
 
 Special ids follow T5 where T5 has them (pad 0, end 1, unknown 2); sentinels are the topmost ids,
 the first one highest, as in Raffel et al. 2020. Nothing is normalised away: what `train` makes is
@@ -40,11 +40,21 @@ class Vocabulary:
     sep_id: int | None = None
     mask_id: int | None = None
     sentinel_ids: tuple[int, ...] = ()
+    # What an imported tokenizer puts before every text; None: a text begins as the family has it.
+    prefix_ids: tuple[int, ...] | None = None
+    start_id: int = 0  # a decoder's first token where an encoder reads the prompt
     fingerprint: str
 
     def encode(self, text: str) -> list[int]:
-        """Ids of a text, without begin or end."""
+        """Ids of a text, without begin or end.
+
+        In an imported vocabulary the names of special tokens become their ids, wherever they stand.
+        """
         raise NotImplementedError
+
+    def encode_plain(self, text: str) -> list[int]:
+        """As `encode`, but no text becomes a special id (but unknown): for what users write."""
+        return self.encode(text)
 
     def encode_all(self, texts: list[str]) -> list[list[int]]:
         """Ids of several texts; the fast way to do many."""
@@ -65,6 +75,11 @@ class Vocabulary:
         the normalised text.
         """
         raise NotImplementedError
+
+    @property
+    def stop_ids(self) -> tuple[int, ...]:
+        """Ids that end what a model writes."""
+        return () if self.eos_id is None else (self.eos_id,)
 
     @functools.cached_property
     def special_ids(self) -> np.ndarray:
@@ -119,7 +134,7 @@ class ByteVocabulary(Vocabulary):
             return names[token]
         if token in self.sentinel_ids:
             return f"<extra_id_{self.size - 1 - token}>"
-        byte = _checked(token, self.size) - self.FIRST
+        byte = checked_id(token, self.size) - self.FIRST
         return chr(byte) if 32 <= byte < 127 else f"<0x{byte:02X}>"
 
     def byte_lengths(self) -> np.ndarray:
@@ -152,6 +167,17 @@ class SentencePieceVocabulary(Vocabulary):
         self.sentinel_ids = _sentinels(self.size, extra_ids)
         self.fingerprint = f"{hashlib.sha256(model).hexdigest()[:16]}-{extra_ids}"
 
+    def role_ids(self) -> dict[str, int]:
+        """Ids that the model itself gives the roles pad, eos, bos and unk."""
+        processor = self._processor
+        ids = {"pad": processor.pad_id(), "eos": processor.eos_id()}
+        ids |= {"bos": processor.bos_id(), "unk": processor.unk_id()}
+        return {role: i for role, i in ids.items() if i >= 0}
+
+    def control_pieces(self) -> list[int]:
+        """Ids that no text becomes: unknown is none of them."""
+        return [i for i in range(self._pieces) if self._processor.is_control(i)]
+
     def _find(self, piece: str) -> int | None:
         token = self._processor.piece_to_id(piece)
         return token if self._processor.id_to_piece(token) == piece else None
@@ -172,7 +198,7 @@ class SentencePieceVocabulary(Vocabulary):
         """As in `Vocabulary`."""
         if token in self.sentinel_ids:
             return f"<extra_id_{self.size - 1 - token}>"
-        return self._processor.id_to_piece(_checked(token, self.size))
+        return self._processor.id_to_piece(checked_id(token, self.size))
 
     def byte_lengths(self) -> np.ndarray:
         """As in `Vocabulary`."""
@@ -190,7 +216,8 @@ def _sentinels(size: int, extra_ids: int) -> tuple[int, ...]:
     return tuple(range(size - 1, size - 1 - extra_ids, -1))
 
 
-def _checked(token: SupportsIndex, size: int) -> int:
+def checked_id(token: SupportsIndex, size: int) -> int:
+    """An id as an int; raises UserError where the vocabulary has no such id."""
     number = operator.index(token)
     if not 0 <= number < size:
         raise UserError(f"id {number} is outside the vocabulary of {size}; give 0 to {size - 1}.")
@@ -199,7 +226,23 @@ def _checked(token: SupportsIndex, size: int) -> int:
 
 @dataclasses.dataclass(frozen=True)
 class VocabularyConfig:
-    """What every vocabulary config has: `extra_ids` sentinels at the top of the ids."""
+    """Base of the configs that `load_vocabulary` takes."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Imported(VocabularyConfig):
+    """The tokenizer of a published model: nothing to train, every id as it was published.
+
+    Attributes:
+      path: folder with tokenizer.json or a sentencepiece model, and what was published beside it.
+    """
+
+    path: str
+
+
+@dataclasses.dataclass(frozen=True)
+class WithSentinels(VocabularyConfig):
+    """What a vocabulary of our own has: `extra_ids` sentinels at the top of the ids."""
 
     extra_ids: int = 100
 
@@ -209,7 +252,7 @@ class VocabularyConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Bytes(VocabularyConfig):
+class Bytes(WithSentinels):
     """UTF-8 bytes: nothing to train, 263 + extra_ids ids."""
 
     @property
@@ -219,7 +262,7 @@ class Bytes(VocabularyConfig):
 
 
 @dataclasses.dataclass(frozen=True)
-class SentencePiece(VocabularyConfig):
+class SentencePiece(WithSentinels):
     """A sentencepiece model, trained on the task's own text unless `path` names one.
 
     Attributes:
@@ -346,12 +389,17 @@ def load_vocabulary(config: VocabularyConfig, folder: Path) -> Vocabulary:
     """The vocabulary of a config; `folder` holds the one that was trained.
 
     Raises:
-      UserError: not trained yet, trained for another config, or of another size than `vocab_size`.
+      UserError: not trained yet, trained for another config, or of another size than `vocab_size`;
+        an imported one that isn't there or isn't understood.
     """
+    if isinstance(config, Imported):
+        from t5x_lite.data import imported
+
+        return imported.load(Path(config.path))
     if isinstance(config, Bytes):
         return ByteVocabulary(config.extra_ids)
     if config.path is not None:
-        vocabulary = SentencePieceVocabulary(_read_model(Path(config.path)), config.extra_ids)
+        vocabulary = SentencePieceVocabulary(read_model(Path(config.path)), config.extra_ids)
         if vocabulary.size != config.vocab_size:
             raise UserError(
                 f"{config.path} and {config.extra_ids} sentinels make {vocabulary.size} ids, not "
@@ -368,10 +416,11 @@ def load_vocabulary(config: VocabularyConfig, folder: Path) -> Vocabulary:
             f"{model} was trained for another config ({difference(about['config'], now)}); "
             f"give the task another name or delete {folder}."
         )
-    return SentencePieceVocabulary(_read_model(model), config.extra_ids)
+    return SentencePieceVocabulary(read_model(model), config.extra_ids)
 
 
-def _read_model(path: Path) -> bytes:
+def read_model(path: Path) -> bytes:
+    """The bytes of a sentencepiece model's file."""
     try:
         return path.read_bytes()
     except OSError as error:

@@ -100,11 +100,13 @@ def generate(
 
     Raises:
         UserError: an empty or left-padded row, an id outside the vocabulary, or more tokens than
-            the model has positions or the cache has slots.
+            the model has positions or the cache has slots; a model that predicts no next token.
     """
     config = model.config
     if config.decoder is None:
         raise UserError("an encoder-only model can't generate; fill its masks instead.")
+    if config.predicts != "next":
+        raise UserError("the model has no language-model head, so it can't generate.")
     prompts.check(config, prompt, decoding.max_tokens)
     prompts.require_ids(config, (*decoding.stop_ids, decoding.pad_id), "stop_ids and pad_id")
     decoding.cache_slots(prompt["tokens"].shape[1])

@@ -1,11 +1,12 @@
 """The verbs `convert from-hf` and `convert to-hf`."""
 
+import collections
 import contextlib
 import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +15,18 @@ import ml_dtypes
 import numpy as np
 from rich.console import Console
 
-from t5x_lite.checkpoint import Checkpointer
+from t5x_lite.checkpoint import write_one_by_one
+from t5x_lite.data import imported
+from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import UserError
-from t5x_lite.hub import weights
-from t5x_lite.hub.families import Family, family_of, read_config, write_config
+from t5x_lite.hub import sentence, weights
+from t5x_lite.hub.families import family_of, read_config, write_config
 from t5x_lite.hub.gin_text import gin_text
 from t5x_lite.hub.source import Tensors, find, read_json, write_tensors
 from t5x_lite.nn import parameters
 from t5x_lite.nn.config import ModelConfig
 from t5x_lite.train.identity import model_identity
-from t5x_lite.train.restore import FOLDER, restore_params
+from t5x_lite.train.restore import FOLDER, Stored
 
 # In a converted run's folder: what stood beside the weights, to go out again with them.
 PUBLISHED = "published"
@@ -32,6 +35,8 @@ TOKENIZER_FILES = (
     *("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.txt", "vocab.json"),
     *("merges.txt", "source.spm", "target.spm", "chat_template.jinja", "generation_config.json"),
 )
+CHATS = "additional_chat_templates"
+DTYPES_FILE = "dtypes.json"
 DTYPES = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -40,6 +45,7 @@ DTYPES = {
 _STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float32"}
 TASKS = {"decoder-only": "causal_lm", "encoder-only": "masked_lm",
          "encoder-decoder": "span_corruption"}  # fmt: skip
+EVAL_ROWS, EVAL_LENGTH = 8, 512  # what eval does with a converted model, if nothing else is said
 # A safetensors file holds tensors up to the largest one's size, or this much.
 SHARD_BYTES = 256 << 20
 
@@ -62,25 +68,55 @@ def from_hf(source: str, destination: str, console: Console | None = None) -> Mo
     config = read_json(folder / "config.json")
     family = family_of(str(config.get("model_type")))
     with _beside(destination) as target, Tensors(folder) as tensors:
-        model = read_config(config, tensors.names)
-        dtypes = {tensors.dtype(name) for name in tensors.names}
+        model = sentence.with_head(read_config(config, tensors.names), folder)
+        vocabulary = _vocabulary(model, folder)
         params = weights.load(model, family, tensors)
-        stored = next((_STORED[d] for d in dtypes if d in _STORED), "float32")
+        leaves = ((f"params/{path}", jax.device_put(leaf)) for path, leaf in params)
         meta = {
             "model": model_identity(model),
             "params_only": True,
-            "published": {"model_type": config["model_type"], "dtype": stored},
+            "published": {"model_type": config["model_type"]},
         }
-        with Checkpointer(target / FOLDER) as checkpoints:
-            checkpoints.save(0, {"params": params}, meta)
+        if vocabulary is not None:
+            meta["vocabulary"] = vocabulary.fingerprint
+        write_one_by_one(target / FOLDER, 0, leaves, meta)
         _keep_files(folder, target / PUBLISHED)
-        _write_gin(model, target, Path(destination).absolute(), str(config["model_type"]))
+        (target / PUBLISHED / DTYPES_FILE).write_text(json.dumps(_dtypes(tensors)) + "\n")
+        final = Path(destination).absolute()
+        _write_gin(model, vocabulary, target, final, str(config["model_type"]))
     total = parameters.count(model)
     console.print(
         f"{destination}: {model.kind} {config['model_type']}, {total:,} parameters, from {source}",
         highlight=False,
+        soft_wrap=True,
     )
+    if vocabulary is None:
+        console.print(
+            f"{source} has no tokenizer.json or sentencepiece model; bind VOCABULARY to use the "
+            "model on text.",
+            highlight=False,
+            soft_wrap=True,
+        )
     return model
+
+
+def _vocabulary(model: ModelConfig, folder: Path) -> Vocabulary | None:
+    """The vocabulary that stands beside the weights, if one does.
+
+    Raises:
+        UserError: it can't be read, or the model has no row for some of its ids.
+    """
+    if imported.tokenizer_file(folder) is None:
+        return None
+    vocabulary = imported.load(folder)
+    # More rows than ids are padding, which most published models have.
+    if vocabulary.size > model.vocab_size:
+        raise UserError(
+            f"the tokenizer in {folder} has {vocabulary.size} ids and the model's embedding "
+            f"{model.vocab_size} rows; they aren't of one release: take the tokenizer's files from "
+            "the model's own."
+        )
+    return vocabulary
 
 
 def to_hf(
@@ -105,61 +141,79 @@ def to_hf(
         UserError: no family has such a model, or the folder can't be written.
     """
     console = console or Console()
-    config, stored = _config(model, Path(model_dir) / PUBLISHED / "config.json")
-    dtype = dtype or stored or "float32"
-    if dtype not in DTYPES:
+    if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
+    published = Path(model_dir) / PUBLISHED
+    file = published / "config.json"
+    config = read_json(file) if file.is_file() else write_config(model)
+    file = published / DTYPES_FILE
+    if dtype is None and file.is_file():
+        dtypes = read_json(file)
+    else:
+        dtypes = {"most": dtype or "float32", "others": {}}
     family = family_of(config["model_type"])
     model = parameters.scanned(model)
-    with _beside(destination) as target:
-        params, step = restore_params(model, model_dir, step)
-        largest = max(leaf.nbytes for leaf in jax.tree.leaves(params))
-        write_tensors(target, _cast(model, family, params, dtype), max(SHARD_BYTES, largest))
-        config |= {"dtype": dtype}
+    with _beside(destination) as target, Stored(model, model_dir, step) as stored:
+        tensors = weights.save(model, family, lambda path: np.asarray(stored.read(path)))
+        most, others = dtypes["most"], dtypes["others"]
+        cast = ((n, value.astype(DTYPES[others.get(n, most)])) for n, value in tensors)
+        write_tensors(target, cast, SHARD_BYTES)
+        config.pop("torch_dtype", None)  # what "dtype" was called before
+        config |= {"dtype": most}
         (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
-        for name in TOKENIZER_FILES:
-            file = Path(model_dir) / PUBLISHED / name
-            if file.is_file():
-                shutil.copyfile(file, target / name)
-    console.print(f"{destination}: {config['architectures'][0]}, step {step}, {dtype}",
-                  highlight=False)  # fmt: skip
+        sentence.write(model, target)  # what was published takes its place
+        _copy(Path(model_dir) / PUBLISHED, target, TOKENIZER_FILES)
+    console.print(f"{destination}: {config['architectures'][0]}, step {stored.step}, {most}",
+                  highlight=False, soft_wrap=True)  # fmt: skip
 
 
-def _cast(model: ModelConfig, family: Family, params: Any, dtype: str):
-    for name, value in weights.save(model, family, params):
-        yield name, value.astype(DTYPES[dtype])
+def _dtypes(tensors: Tensors) -> dict[str, Any]:
+    """Of the published tensors: what most have, and which have another one, such as biases of
+    routers, which stay float32 beside bfloat16."""
+    dtypes = {name: _STORED.get(tensors.dtype(name), "float32") for name in tensors.names}
+    most = collections.Counter(dtypes.values()).most_common(1)[0][0]
+    return {"most": most, "others": {name: d for name, d in dtypes.items() if d != most}}
 
 
-def _config(model: ModelConfig, published: Path) -> tuple[dict[str, Any], str | None]:
-    """The config.json to write, and the dtype that the tensors were published in, if they were."""
-    if not published.is_file():
-        return write_config(model), None
-    config = read_json(published)
-    stored = config.get("dtype") or config.get("torch_dtype")
-    config.pop("torch_dtype", None)
-    return config, stored
-
-
-def _write_gin(model: ModelConfig, target: Path, final: Path, model_type: str) -> None:
-    """model.gin: the model, for runs on it; config.gin: all that a verb needs."""
+def _write_gin(
+    model: ModelConfig, vocabulary: Vocabulary | None, target: Path, final: Path, model_type: str
+) -> None:
+    """model.gin: the model and its vocabulary, for runs on it; config.gin: all a verb needs."""
     plain = dataclasses.replace(model, dtype="float32")
+    text = gin_text("MODEL", plain)
+    if vocabulary is not None:
+        text += (
+            "\nfrom t5x_lite.data import vocabularies\n\n"
+            "VOCABULARY = @vocabularies.Imported()\n"
+            f"vocabularies.Imported.path = {str(final / PUBLISHED)!r}\n"
+        )
     (target / "model.gin").write_text(
         f"# A {model_type} model, as its config.json describes it.\n"
-        "from __gin__ import dynamic_registration\n\n" + gin_text("MODEL", plain)
+        "from __gin__ import dynamic_registration\n\n" + text
     )
+    known = getattr(model.main.positions, "max_length", EVAL_LENGTH)
     (target / "config.gin").write_text(
         "from __gin__ import dynamic_registration\n\n"
         "include 'gin_configs/runs/verbs.gin'\n"
         f"include 'gin_configs/tasks/{TASKS[model.kind]}.gin'\n"
-        f"include '{final / 'model.gin'}'\n"
+        f"include '{final / 'model.gin'}'\n\n"
+        f"BATCH_SIZE = {EVAL_ROWS}  # of eval\n"
+        f"LENGTH = {min(EVAL_LENGTH, known)}\n"
     )
 
 
 def _keep_files(folder: Path, kept: Path) -> None:
     kept.mkdir()
-    for name in ("config.json", *TOKENIZER_FILES):
+    _copy(folder, kept, ("config.json", *TOKENIZER_FILES))
+
+
+def _copy(folder: Path, target: Path, names: Sequence[str]) -> None:
+    """Those that are there, and those that describe a sentence embedding or further chats."""
+    chats = [f"{CHATS}/{path.name}" for path in (folder / CHATS).glob("*.jinja")]
+    for name in (*names, *chats, *sentence.files(folder)):
         if (folder / name).is_file():
-            shutil.copyfile(folder / name, kept / name)
+            (target / name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(folder / name, target / name)
 
 
 @contextlib.contextmanager

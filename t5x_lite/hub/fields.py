@@ -96,6 +96,11 @@ class Fields:
             raise UserError(f"config.json has no {name!r}, which {self.family} needs.")
         return default
 
+    def take_null(self, name: str, default: Any) -> Any:
+        """A field's value, where null doesn't mean what leaving it out does."""
+        self._read.add(name)
+        return self._config.get(name, default)
+
     def expect(self, name: str, *allowed: Any) -> None:
         """Raises `UserError` unless a field is missing or has one of these values."""
         self._read.add(name)

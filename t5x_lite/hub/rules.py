@@ -71,7 +71,35 @@ class Linear(Product):
         return ours.reshape(super().their_shape(ours.shape)).T
 
 
-Layout = Same | Flat | Product | Linear
+@dataclasses.dataclass(frozen=True)
+class Neighbours(Same):
+    """Features that rotate as pairs of neighbours in theirs, as (i, i + size / 2) in ours.
+
+    Those are the last `size` of the output's last axis; `plain` is the layout but for them.
+    """
+
+    plain: Same = Linear()
+    size: int = 2
+
+    def their_shape(self, shape: Shape) -> Shape:
+        """As without."""
+        return self.plain.their_shape(shape)
+
+    def load(self, theirs: np.ndarray, shape: Shape) -> np.ndarray:
+        """Theirs as ours: even features, then odd ones."""
+        return self._move(self.plain.load(theirs, shape), lambda last: last.reshape(-1, 2).T)
+
+    def save(self, ours: np.ndarray) -> np.ndarray:
+        """Ours as theirs."""
+        return self.plain.save(self._move(ours, lambda last: last.reshape(2, -1).T))
+
+    def _move(self, kernel: np.ndarray, reorder) -> np.ndarray:
+        order = np.arange(kernel.shape[-1])
+        order[-self.size :] = reorder(order[-self.size :]).reshape(-1)
+        return kernel[..., order]
+
+
+Layout = Same | Flat | Product | Linear | Neighbours
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +124,19 @@ class Rule:
         return (self.ours,) if isinstance(self.ours, str) else self.ours
 
 
+def linear_rules(ours: str, theirs: str, inputs: int = 1) -> list[Rule]:
+    """Kernel and bias of one of torch's Linear modules."""
+    return [
+        Rule(f"{ours}/kernel", f"{theirs}.weight", Linear(inputs)),
+        Rule(f"{ours}/bias", f"{theirs}.bias", Flat()),
+    ]
+
+
+def norm_rules(ours: str, theirs: str) -> list[Rule]:
+    """Scale and bias of one of torch's LayerNorm modules."""
+    return [Rule(f"{ours}/scale", f"{theirs}.weight"), Rule(f"{ours}/bias", f"{theirs}.bias")]
+
+
 @dataclasses.dataclass(frozen=True)
 class Tensor:
     """One published tensor of a model, and the places of the parameters that it holds.
@@ -106,28 +147,29 @@ class Tensor:
 
     name: str
     places: tuple[tuple[str, tuple[int, ...]], ...]
-    layout: Layout
-    axis: int
+    rule: Rule
 
     def shape(self, shapes: Sequence[Shape]) -> Shape:
         """What it must have, given the shapes at its places."""
-        each = [self.layout.their_shape(shape) for shape in shapes]
+        each = [self.rule.layout.their_shape(shape) for shape in shapes]
         joined = list(each[0])
         if len(each) > 1:
-            joined[self.axis] = sum(shape[self.axis] for shape in each)
+            joined[self.rule.axis] = sum(shape[self.rule.axis] for shape in each)
         return tuple(joined)
 
     def load(self, theirs: np.ndarray, outs: Sequence[np.ndarray]) -> None:
         """Writes theirs into `outs`, views of the parameters at its places."""
-        sizes = [self.layout.their_shape(out.shape)[self.axis] for out in outs] if outs[1:] else []
-        parts = np.split(theirs, np.cumsum(sizes)[:-1], axis=self.axis) if sizes else [theirs]
+        axis, parts = self.rule.axis, [theirs]
+        if len(outs) > 1:
+            sizes = [self.rule.layout.their_shape(out.shape)[axis] for out in outs]
+            parts = np.split(theirs, np.cumsum(sizes)[:-1], axis=axis)
         for part, out in zip(parts, outs, strict=True):
-            out[...] = self.layout.load(part, out.shape)
+            out[...] = self.rule.layout.load(part, out.shape)
 
     def save(self, ours: Sequence[np.ndarray]) -> np.ndarray:
         """The published tensor, from the parameters at its places."""
-        parts = [self.layout.save(part) for part in ours]
-        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=self.axis)
+        parts = [self.rule.layout.save(part) for part in ours]
+        return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=self.rule.axis)
 
 
 def expand(
@@ -147,12 +189,12 @@ def expand(
                 continue
             if "{expert}" not in rule.theirs:
                 places = tuple((path, index) for path in paths)
-                yield Tensor(rule.theirs.format(layer=layer), places, rule.layout, rule.axis)
+                yield Tensor(rule.theirs.format(layer=layer), places, rule)
                 continue
             for expert in range(shapes[paths[0]][len(index)]):
                 places = tuple((path, (*index, expert)) for path in paths)
                 name = rule.theirs.format(layer=layer, expert=expert)
-                yield Tensor(name, places, rule.layout, rule.axis)
+                yield Tensor(name, places, rule)
 
 
 def _locations(model: ModelConfig, paths: Sequence[str]) -> Iterator[tuple]:

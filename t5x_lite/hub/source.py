@@ -71,7 +71,8 @@ class Tensors(contextlib.AbstractContextManager):
         for name in _shards(folder):
             try:
                 file = self._files.enter_context(
-                    safetensors.safe_open(str(folder / name), framework="numpy")
+                    # Read, not mapped: pages of a mapped file stay in memory until it is closed.
+                    safetensors.safe_open(str(folder / name), framework="numpy", backend="pread")
                 )
             except (self._error, OSError) as error:
                 self._files.close()

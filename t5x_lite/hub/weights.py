@@ -1,7 +1,8 @@
 """Parameters from published tensors and back, one tensor at a time."""
 
+import itertools
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import jax
 import numpy as np
@@ -12,27 +13,81 @@ from t5x_lite.hub.rules import Tensor, expand
 from t5x_lite.hub.source import Tensors
 from t5x_lite.nn import parameters
 from t5x_lite.nn.config import ModelConfig
-from t5x_lite.nn.heads import Pooler
+from t5x_lite.nn.heads import NoHead, Pooler, SentenceEmbedding
 from t5x_lite.types import Params
 
 # Heads that belong to the bare model, whose tensors are published without the base prefix.
-BARE_HEADS = (Pooler,)
+BARE_HEADS = (Pooler, NoHead, SentenceEmbedding)
 
 
-def load(model: ModelConfig, family: Family, tensors: Tensors) -> Params:
-    """The model's parameters, layers stacked, float32, each filled from published tensors.
+def load(model: ModelConfig, family: Family, tensors: Tensors) -> Iterator[tuple[str, np.ndarray]]:
+    """Every parameter with its path, layers stacked, float32, filled from published tensors.
 
-    Holds the parameters and one tensor.
+    Holds the parameters of one rule of the key map and one tensor at a time.
 
     Raises:
-        UserError: a tensor that is missing, unused, or of another shape than config.json says.
+        UserError: a tensor that is missing, unused, or of another shape than config.json says;
+            before any is read, but for ties.
     """
     shapes, places = _layout(model)
-    plan = list(expand(model, family.rules(model), shapes))
+    plan = list(expand(model, family.key_map(model), shapes))
     names = _names(family, tensors, plan)
+    _check(model, family, tensors, plan, names, shapes)
+    # A rule's tensors follow each other, and no two rules share a parameter.
+    for _, group in itertools.groupby(plan, lambda tensor: tensor.rule):
+        params: dict[str, np.ndarray] = {}
+        for tensor in group:
+            for path, _ in tensor.places:
+                if path not in params:
+                    params[path] = np.zeros(places.pop(path), np.float32)
+            outs = [_view(params[path], index, shapes[path]) for path, index in tensor.places]
+            tensor.load(tensors.read(names[tensor.name]), outs)
+        for path in list(params):
+            yield path, params.pop(path)
+    if places:
+        raise AssertionError(f"no rule fills {sorted(places)}")
+
+
+def as_tree(leaves: Iterable[tuple[str, np.ndarray]]) -> Params:
+    """Nested dicts of JAX arrays from paths."""
+    tree: dict = {}
+    for path, leaf in leaves:
+        *folders, name = path.split("/")
+        node = tree
+        for folder in folders:
+            node = node.setdefault(folder, {})
+        node[name] = jax.device_put(leaf)
+    return tree
+
+
+def save(
+    model: ModelConfig, family: Family, read: Callable[[str], np.ndarray]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Published tensors of a model, float32, one after the other.
+
+    Args:
+        model: the model.
+        family: its family.
+        read: gives the parameter at a path, layers stacked; asked for those of a rule at a time.
+    """
+    shapes, _ = _layout(model)
+    prefix = family.base_prefix if isinstance(model.head, BARE_HEADS) else ""
+    plan = expand(model, family.key_map(model), shapes)
+    for _, group in itertools.groupby(plan, lambda tensor: tensor.rule):
+        params: dict[str, np.ndarray] = {}
+        for tensor in group:
+            for path, _ in tensor.places:
+                if path not in params:
+                    params[path] = read(path)
+            ours = [_view(params[path], index, shapes[path]) for path, index in tensor.places]
+            yield tensor.name.removeprefix(prefix), tensor.save(ours)
+
+
+def _check(model, family, tensors, plan, names, shapes) -> None:
+    """Refuses what config.json and the stored tensors don't agree on."""
     unused = set(tensors.names) - set(names.values())
     unused -= _repeated(family, tensors, names, unused)
-    unused = [n for n in sorted(unused) if not _ignored(family, n)]
+    unused = [n for n in sorted(unused) if not _ignored(family, model, n)]
     if unused:
         raise UserError(
             f"{tensors.folder} has tensors that the model doesn't: {_some(unused)}. config.json "
@@ -40,40 +95,17 @@ def load(model: ModelConfig, family: Family, tensors: Tensors) -> Params:
         )
     missing = [tensor.name for tensor in plan if tensor.name not in names]
     if missing:
-        raise UserError(f"{tensors.folder} lacks tensors that config.json asks for: "
-                        f"{_some(missing)}.")  # fmt: skip
-    params = {path: np.zeros(shape, np.float32) for path, shape in places.items()}
+        raise UserError(
+            f"{tensors.folder} lacks tensors that config.json asks for: {_some(missing)}."
+        )
     for tensor in plan:
         name = names[tensor.name]
-        outs = [_view(params[path], index, shapes[path]) for path, index in tensor.places]
-        expected = tensor.shape([out.shape for out in outs])
+        expected = tensor.shape([shapes[path][len(index) :] for path, index in tensor.places])
         if tensors.shape(name) != expected:
             raise UserError(
                 f"{tensors.place(name)} has shape {list(tensors.shape(name))}, but config.json "
                 f"asks for {list(expected)}."
             )
-        tensor.load(tensors.read(name), outs)
-    filled = {path for tensor in plan for path, _ in tensor.places}
-    if filled != set(places):
-        raise AssertionError(f"no rule fills {sorted(set(places) - filled)}")
-    tree: dict = {}
-    for path in list(params):
-        *folders, leaf = path.split("/")
-        node = tree
-        for folder in folders:
-            node = node.setdefault(folder, {})
-        node[leaf] = jax.device_put(params.pop(path))
-    return tree
-
-
-def save(model: ModelConfig, family: Family, params: Params) -> Iterator[tuple[str, np.ndarray]]:
-    """Published tensors of a model's parameters (layers stacked), float32, one after the other."""
-    shapes, _ = _layout(model)
-    leaves = {_path(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(params)}
-    prefix = family.base_prefix if isinstance(model.head, BARE_HEADS) else ""
-    for tensor in expand(model, family.rules(model), shapes):
-        ours = [_view(np.asarray(leaves[p]), index, shapes[p]) for p, index in tensor.places]
-        yield tensor.name.removeprefix(prefix), tensor.save(ours)
 
 
 def _layout(model: ModelConfig):
@@ -127,8 +159,10 @@ def _repeated(family: Family, tensors: Tensors, names: dict[str, str], unused: s
     return found
 
 
-def _ignored(family: Family, name: str) -> bool:
-    return any(re.fullmatch(pattern, name) for pattern in family.ignored_tensors)
+def _ignored(family: Family, model: ModelConfig, name: str) -> bool:
+    patterns = family.ignored_tensors
+    patterns = patterns(model) if callable(patterns) else patterns
+    return any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def _some(names: Sequence[str]) -> str:

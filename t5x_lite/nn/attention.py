@@ -24,6 +24,7 @@ class LayerInputs:
     bias: Any = None  # float32 [B or 1, N, T, S]
     rotation: Any = None  # (sin, cos), each [B or 1, T, H / 2]
     positions_BT: Any = None  # of the queries; one row may serve the batch
+    segments_BT: Any = None  # of the queries; None: no padding
     order: Any = None  # (queries, keys): numbers whose differences are distances, [B or 1, T or S]
     memory_BSD: Any = None  # what cross-attention reads
     memory_mask: Any = None  # bool [B, T, S]
@@ -94,9 +95,17 @@ class Attention(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: Float[Array, "B T D"], cache: Any, inputs: LayerInputs, keys: KeyArray | None
+        self,
+        x_BTD: Float[Array, "B T D"],
+        cache: Any,
+        inputs: LayerInputs,
+        keys: KeyArray | None,
+        values_BTd: Float[Array, "B T d"] | None = None,
     ) -> tuple[Float[Array, "B T D"], Any]:
-        """Returns the attended values, and the layer's cache with this call's keys and values."""
+        """Returns the attended values, and the layer's cache with this call's keys and values.
+
+        `values_BTd`: what values are made of; None: `x_BTD`, of which queries and keys are made.
+        """
         c = self.config
         q_BTNH = self._normed("query", self._project("query", c.heads, "heads", x_BTD))
         if self.cross:
@@ -107,7 +116,8 @@ class Attention(nn.Module):
             q_BTNH = rotate(q_BTNH, rotation)
             k_BSKH = self._normed("key", self._project("key", c.keys, "kv_heads", x_BTD))
             k_BSKH = rotate(k_BSKH, rotation)
-            v_BSKH = self._project("value", c.keys, "kv_heads", x_BTD)
+            values_BTd = x_BTD if values_BTd is None else values_BTd
+            v_BSKH = self._project("value", c.keys, "kv_heads", values_BTd)
             if cache is not None:
                 cache = write(cache, inputs.cache_index, key=k_BSKH, value=v_BSKH)
                 k_BSKH, v_BSKH = cache["key"], cache["value"]

@@ -15,7 +15,10 @@ from jaxtyping import Array, Float
 from t5x_lite.errors import UserError
 from t5x_lite.nn import layers
 from t5x_lite.nn.attention import AttentionConfig, LayerInputs
+from t5x_lite.nn.bottleneck import BottleneckConfig
 from t5x_lite.nn.ffn import MLPConfig
+from t5x_lite.nn.mla import MLAConfig
+from t5x_lite.nn.moe import MoEConfig
 from t5x_lite.nn.residual import ResidualConfig
 from t5x_lite.partitioning import constrain
 
@@ -28,8 +31,8 @@ LayerResult = tuple[Float[Array, "B T D"], tuple[Any, dict[str, Array]]]
 class BlockConfig:
     """One layer: self-attention, then cross-attention where there is one, then the FFN."""
 
-    attention: AttentionConfig
-    ffn: MLPConfig
+    attention: AttentionConfig | MLAConfig
+    ffn: MLPConfig | MoEConfig
     residual: ResidualConfig
     cross_attention: AttentionConfig | None = None
     ffn_residual: ResidualConfig | None = None  # None: as `residual`
@@ -77,14 +80,16 @@ class Block(nn.Module):
             )
         number = len(attention)
         ffn, site = c.ffn.build(self.common, "ffn"), layers.fold_in(keys, 2 * number + 1)
-        x_BTD, aux = connect(number, "ffn", lambda y: ffn(y, site), c.ffn_residual or c.residual)
+        x_BTD, aux = connect(
+            number, "ffn", lambda y: ffn(y, site, inputs.segments_BT), c.ffn_residual or c.residual
+        )
         x_BTD = constrain(x_BTD, ACTIVATION, self.common.sharding)
         if inputs.capture:
             aux = {**aux, "layer_outputs_BTD": x_BTD}
         return x_BTD, (None if cache is None else caches, aux)
 
 
-BlockKind = BlockConfig
+BlockKind = BlockConfig | BottleneckConfig
 
 
 @dataclasses.dataclass(frozen=True)

@@ -4,8 +4,13 @@ import dataclasses
 
 from t5x_lite.errors import UserError
 from t5x_lite.nn.blocks import BlockConfig, BlockKind, Pattern, Section, Shared, sections
-from t5x_lite.nn.embedders import Embedder, TokenEmbedder
-from t5x_lite.nn.heads import HeadConfig, MaskedLMHead
+from t5x_lite.nn.embedders import (
+    Embedder,
+    InputProjection,
+    TokenEmbedder,
+    TrigramEmbedder,
+)
+from t5x_lite.nn.heads import HeadConfig, LanguageModelHead
 from t5x_lite.nn.layers import FanIn, Initializer, NormConfig, require_rate
 from t5x_lite.nn.positions import LearnedPositions, PositionsConfig
 
@@ -28,6 +33,7 @@ class StackConfig:
     input_dropout: float | int = 0.0
     final_norm: NormConfig | None = None
     final_dropout: float | int = 0.0
+    input_projection: InputProjection | None = None  # after the input's norm and dropout
 
     def __post_init__(self):
         if self.layers < 1:
@@ -60,7 +66,7 @@ class ModelConfig:
 
     vocab_size: int
     width: int
-    embedder: TokenEmbedder
+    embedder: TokenEmbedder | TrigramEmbedder
     head: HeadConfig
     encoder: StackConfig | None = None
     decoder: StackConfig | None = None
@@ -80,10 +86,25 @@ class ModelConfig:
             raise UserError(f"remat={self.remat!r} must be one of {', '.join(REMAT)}.")
         if self.encoder is None and self.decoder is None:
             raise UserError("a model needs an encoder, a decoder, or both.")
+        self._check_widths()
         blocks = () if self.decoder is None else self.decoder.blocks
         reads = {block.cross_attention is not None for block in blocks}
         if reads - {self.kind == "encoder-decoder"}:
             raise UserError("a decoder has cross_attention exactly where there is an encoder.")
+
+    def _check_widths(self):
+        if isinstance(self.embedder, TrigramEmbedder):
+            if self.decoder is not None:
+                raise UserError("TrigramEmbedder shows each token the next one: encoders only.")
+            return
+        narrow = self.embedder.width
+        for stack in (self.encoder, self.decoder):
+            shares = stack is not None and stack.embedder is None
+            if shares and narrow not in (None, self.width) and stack.input_projection is None:
+                raise UserError(
+                    f"embeddings of width {narrow} need an input_projection to the model's width "
+                    f"of {self.width}."
+                )
 
     @property
     def kind(self) -> str:
@@ -95,9 +116,9 @@ class ModelConfig:
     @property
     def predicts(self) -> str:
         """What the head predicts: each next token, masked tokens, or none."""
-        if self.decoder is not None:
-            return "next"
-        return "masked" if isinstance(self.head, MaskedLMHead) else "none"
+        if not isinstance(self.head, LanguageModelHead):
+            return "none"
+        return "masked" if self.decoder is None else "next"
 
     @property
     def main(self) -> StackConfig:

@@ -3,7 +3,7 @@
 import dataclasses
 
 import flax.linen as nn
-from jaxtyping import Array, Float
+from jaxtyping import Array, Float, Int
 
 from t5x_lite.nn import layers
 from t5x_lite.partitioning import constrain
@@ -35,9 +35,13 @@ class _MLP(nn.Module):
 
     @nn.compact
     def __call__(
-        self, x_BTD: Float[Array, "B T D"], keys: KeyArray | None
+        self,
+        x_BTD: Float[Array, "B T D"],
+        keys: KeyArray | None,
+        segments_BT: Int[Array, "_ T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
         """Returns the result and named auxiliaries (none here; a router has some)."""
+        del segments_BT  # a router's statistics leave out padding
         c = self.config
         activation = layers.ACTIVATIONS[c.activation]
         up_BTF = self._linear("up", c.hidden, "embed", "mlp", x_BTD)

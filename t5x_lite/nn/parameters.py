@@ -20,6 +20,7 @@ from t5x_lite.nn.embedders import FeatureEmbedder
 from t5x_lite.nn.transformer import Transformer
 from t5x_lite.types import KeyArray, Params, PyTree
 
+BUFFERS = ("correction", "fixed_bias")  # a router's; of a head (BART)
 _LAYER = re.compile(r"layers_(\d+)")
 
 
@@ -66,13 +67,19 @@ def abstract(config: ModelConfig) -> tuple[PyTree, PyTree]:
 
 
 def count(config: ModelConfig) -> int:
-    """Trainable parameters as published: rows that pad the vocabulary don't count."""
+    """Trainable parameters as published: rows that pad the vocabulary don't count.
+
+    Nor do leaves of `BUFFERS`, which no gradient moves and which are published as buffers.
+    """
     shapes, axes = abstract(config)
     return sum(
         math.prod(published_shape(config, shape.shape, names))
-        for shape, names in zip(
-            jax.tree.leaves(shapes), jax.tree.leaves(axes, is_leaf=is_axes), strict=True
+        for (path, shape), names in zip(
+            jax.tree_util.tree_leaves_with_path(shapes),
+            jax.tree.leaves(axes, is_leaf=is_axes),
+            strict=True,
         )
+        if path[-1].key not in BUFFERS
     )
 
 

@@ -10,6 +10,7 @@ import dataclasses
 import math
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Array, Float, Int
@@ -42,6 +43,19 @@ class LearnedPositions:
 
     max_length: int
     standard_deviation: float | int = 0.02
+    offset: int | None = None  # rows before the first place's, which no token reads (RoBERTa: 2)
+
+    def __post_init__(self):
+        if self.max_length < 1 or self.unused < 0:
+            raise UserError(
+                f"max_length={self.max_length} must be at least 1 and offset={self.offset} at "
+                "least 0."
+            )
+
+    @property
+    def unused(self) -> int:
+        """Rows before the first place's."""
+        return self.offset or 0
 
     def build(self, heads: int, head_dim: int, causal: bool, common: Common, name: str):
         """The module that does it."""
@@ -57,9 +71,37 @@ class _Learned(PositionModule):
     def embed(self, positions, width):
         """Rows of the table; beyond its end the last row, which `check_length` prevents."""
         init = truncated_normal(self.config.standard_deviation)
-        shape = (self.config.max_length, width)
+        shape = (self.config.unused + self.config.max_length, width)
         table = param(self, "embedding", init, ("positions", "embed"), shape)
-        return jnp.take(table, positions, axis=0, mode="clip").astype(self.common.dtype)
+        rows = positions + self.config.unused if self.config.unused else positions
+        return jnp.take(table, rows, axis=0, mode="clip").astype(self.common.dtype)
+
+
+@dataclasses.dataclass(frozen=True)
+class Sinusoidal:
+    """Sines and cosines of position · 10,000^(-2i/D) (Vaswani et al. 2017, §3.5).
+
+    All sines, then all cosines, where the paper has them by turns: the same but for the order of
+    the model's dimensions, and the order of its authors' code and of Marian.
+    """
+
+    def build(self, heads: int, head_dim: int, causal: bool, common: Common, name: str):
+        """The module that does it."""
+        del heads, head_dim, causal
+        return _Sinusoidal(common, name=name)
+
+
+class _Sinusoidal(PositionModule):
+    common: Common
+
+    def embed(self, positions, width):
+        """Computed, not trained; there is one for every position, however large."""
+        if width % 2:
+            raise UserError(f"sinusoidal positions need an even width, not {width}.")
+        exponent = np.arange(0, width, 2) / width
+        frequency = jnp.asarray(10_000.0**-exponent, jnp.float32)
+        sin, cos = _turn(positions, frequency[None, None, :], 1.0)
+        return jnp.concatenate([sin, cos], axis=-1).astype(self.common.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,14 +117,98 @@ class Rotary:
             UserError: an odd head dimension.
         """
         del heads, causal, common
+        self.require_even(head_dim)
+        return _Rotary(self, head_dim, name=name)
+
+    def require_even(self, head_dim: int) -> None:
+        """Raises `UserError` for a head that isn't made of pairs."""
         if head_dim % 2:
             raise UserError(f"rotary positions need an even head_dim, not {head_dim}.")
-        return _Rotary(self, head_dim, name=name)
 
     def frequencies(self, head_dim: int) -> np.ndarray:
         """[H / 2] radians per position, float32."""
         exponent = np.arange(0, head_dim, 2, dtype=np.float32) / head_dim
         return (1.0 / self.theta**exponent).astype(np.float32)
+
+    @property
+    def amplitude(self) -> float:
+        """What sines and cosines are multiplied by."""
+        return 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class YarnRotary(Rotary):
+    """Slow frequencies divided by `factor`, fast ones kept (YaRN: Peng et al. 2023, §3).
+
+    Dimensions that turn more than `fast` times in the original context are kept, those that turn
+    less than `slow` times are stretched, and between them is a ramp.
+
+    Attributes:
+        factor: how many times longer texts get.
+        original_length: of texts before.
+        fast: turns from which on a dimension is kept.
+        slow: turns down to which it is blended.
+        mscale: in the numerator of the amplitude (DeepSeek-V2).
+        mscale_all: in its denominator; its square, in the model's config, scales the logits.
+        attention_factor: the amplitude, where it doesn't follow from the others.
+        truncate: the ramp begins and ends at whole dimensions.
+    """
+
+    factor: float | int = 40.0
+    original_length: int = 4096
+    fast: float | int = 32
+    slow: float | int = 1
+    mscale: float | int | None = None
+    mscale_all: float | int | None = None
+    attention_factor: float | int | None = None
+    truncate: bool = True
+
+    def frequencies(self, head_dim: int) -> np.ndarray:
+        """[H / 2] radians per position, float32."""
+        plain = super().frequencies(head_dim)
+        turns = self.original_length / (2 * np.pi * np.array([self.fast, self.slow]))
+        low, high = head_dim * np.log(turns) / (2 * math.log(self.theta))
+        if self.truncate:
+            low, high = math.floor(low), math.ceil(high)
+        low, high = max(low, 0), min(high, head_dim - 1)
+        ramp = (np.arange(head_dim // 2, dtype=np.float32) - low) / ((high - low) or 0.001)
+        stretched = np.clip(ramp, 0, 1)
+        return (plain * (1 - stretched) + plain / self.factor * stretched).astype(np.float32)
+
+    @property
+    def amplitude(self) -> float:
+        """What sines and cosines are multiplied by (§3.4; each of q and k has the root of 1/t)."""
+        if self.attention_factor is not None:
+            return float(self.attention_factor)
+        if self.mscale and self.mscale_all:
+            return self._sharpening(self.mscale) / self._sharpening(self.mscale_all)
+        return self._sharpening(1.0)
+
+    @property
+    def logit_gain(self) -> float:
+        """What DeepSeek's logits are multiplied by besides."""
+        return self._sharpening(self.mscale_all) ** 2 if self.mscale_all else 1.0
+
+    def _sharpening(self, mscale: float | int) -> float:
+        return 1.0 if self.factor <= 1 else 0.1 * mscale * math.log(self.factor) + 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class LinearRotary(Rotary):
+    """All frequencies divided by `factor`, for texts as many times longer (Chen et al. 2023, §2.3).
+
+    Gemma 3's global layers (Gemma Team 2025, §2.1).
+    """
+
+    factor: float | int = 8.0
+
+    def __post_init__(self):
+        if self.factor <= 0:
+            raise UserError(f"factor={self.factor} must be positive; 1 changes nothing.")
+
+    def frequencies(self, head_dim: int) -> np.ndarray:
+        """[H / 2] radians per position, float32."""
+        return super().frequencies(head_dim) / np.float32(self.factor)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -107,6 +233,66 @@ class Llama3Rotary(Rotary):
         return (plain * (kept + (1 - kept) / self.factor)).astype(np.float32)
 
 
+@dataclasses.dataclass(frozen=True)
+class LongRotary(Rotary):
+    """Each frequency divided by a factor of its own (LongRoPE: Ding et al. 2024, §3.2; Phi-3).
+
+    There are two sets of factors. A document that reaches beyond `original_length` uses the long
+    ones for all of its tokens, another the short ones.
+
+    `transformers` decides once for a whole batch, by its largest position; here each document of
+    each row is decided for by itself, so that it doesn't depend on what stands beside it. The two
+    agree where all documents of a batch lie on the same side of `original_length`. They also differ
+    where a document crosses it while it is decoded: the `generate` of `transformers` then computes
+    the whole cache anew; here earlier keys stay as the short factors turned them. For the same
+    result, begin again with the text so far as the prompt. A batch of padded rows should give its
+    positions: left out, they count on through the padding, which then seems part of the document.
+
+    Attributes:
+        short: one factor a pair of dimensions, H / 2.
+        long: the same, of long documents.
+        original_length: the longest of the documents that use `short`.
+        factor: how many times longer texts get; only the amplitude depends on it.
+        attention_factor: the amplitude, where it doesn't follow from `factor`.
+    """
+
+    short: tuple[float | int, ...] = ()
+    long: tuple[float | int, ...] = ()
+    original_length: int = 4096
+    factor: float | int = 32.0
+    attention_factor: float | int | None = None
+
+    def build(self, heads: int, head_dim: int, causal: bool, common: Common, name: str):
+        """The module that does it.
+
+        Raises:
+            UserError: an odd head dimension, or factors that aren't half as many.
+        """
+        del heads, causal, common
+        self.require_even(head_dim)
+        given = len(self.short), len(self.long)
+        if given != (head_dim // 2, head_dim // 2):
+            raise UserError(
+                f"short and long have {given[0]} and {given[1]} factors; head_dim={head_dim} needs "
+                f"{head_dim // 2} of each."
+            )
+        return _LongRotary(self, head_dim, name=name)
+
+    def scaled(self, head_dim: int, factors: tuple[float | int, ...]) -> np.ndarray:
+        """[H / 2] radians per position under one set of factors, float32."""
+        exponent = np.arange(0, head_dim, 2, dtype=np.float32) / np.float32(head_dim)
+        return 1.0 / (np.asarray(factors, np.float32) * np.float32(self.theta) ** exponent)
+
+    @property
+    def amplitude(self) -> float:
+        """What sines and cosines are multiplied by (§3.3)."""
+        if self.attention_factor is not None:
+            return float(self.attention_factor)
+        if self.factor <= 1:
+            return 1.0
+        return math.sqrt(1 + math.log(self.factor) / math.log(self.original_length))
+
+
 class _Rotary(PositionModule):
     config: Rotary
     head_dim: int
@@ -114,8 +300,36 @@ class _Rotary(PositionModule):
     def rotate(self, positions):
         """Angles in float32: bfloat16 can't tell position 256 from 257."""
         frequency = jnp.asarray(self.config.frequencies(self.head_dim))
-        angle = positions[:, :, None].astype(jnp.float32) * frequency[None, None, :]
-        return jnp.sin(angle), jnp.cos(angle)
+        return _turn(positions, frequency[None, None, :], self.config.amplitude)
+
+
+class _LongRotary(PositionModule):
+    config: LongRotary
+    head_dim: int
+
+    def rotate(self, positions):
+        """By the long factors where a token's document reaches beyond the original length."""
+        c, size = self.config, self.head_dim
+        short, long = (jnp.asarray(c.scaled(size, factors)) for factors in (c.short, c.long))
+        far = last_position(positions) >= c.original_length
+        frequency = jnp.where(far[:, :, None], long[None, None, :], short[None, None, :])
+        return _turn(positions, frequency, c.amplitude)
+
+
+def _turn(positions: Array, frequency: Array, amplitude: float) -> Rotation:
+    angle = positions[:, :, None].astype(jnp.float32) * frequency
+    sin, cos = jnp.sin(angle), jnp.cos(angle)
+    return (sin, cos) if amplitude == 1.0 else (amplitude * sin, amplitude * cos)
+
+
+def last_position(positions: Int[Array, "B T"]) -> Int[Array, "B T"]:
+    """The position of the last token of each token's document: positions are consecutive in one."""
+    length = positions.shape[1]
+    ends = jnp.concatenate(
+        [positions[:, 1:] != positions[:, :-1] + 1, jnp.ones_like(positions[:, :1], bool)], axis=1
+    )
+    slots = jnp.where(ends, jnp.arange(length, dtype=jnp.int32)[None], length)
+    return jnp.take_along_axis(positions, jax.lax.cummin(slots, axis=1, reverse=True), axis=1)
 
 
 def rotate(x: Float[Array, "B T N H"], rotation: Rotation | None) -> Float[Array, "B T N H"]:
@@ -192,4 +406,5 @@ def _bucket_of_distance(buckets: int, max_distance: int) -> list[int]:
     return [*range(exact), *(min(bucket, buckets - 1) for bucket in logarithmic)]
 
 
-PositionsConfig = LearnedPositions | Rotary | Llama3Rotary | RelativeBias
+RotaryConfig = Rotary | LinearRotary | Llama3Rotary | YarnRotary | LongRotary
+PositionsConfig = LearnedPositions | Sinusoidal | RotaryConfig | RelativeBias

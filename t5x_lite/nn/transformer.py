@@ -10,6 +10,7 @@ from t5x_lite.nn.attention import LayerInputs
 from t5x_lite.nn.blocks import ACTIVATION, Round, concatenate
 from t5x_lite.nn.cache import Cache, write_slots
 from t5x_lite.nn.config import ModelConfig, StackConfig
+from t5x_lite.nn.heads import HeadInputs
 from t5x_lite.nn.positions import PositionModule
 from t5x_lite.partitioning import Sharding, constrain
 from t5x_lite.types import Batch, KeyArray, Output
@@ -19,24 +20,27 @@ class Stack(nn.Module):
     """An encoder or a decoder; scanned over stacked parameters, or unrolled."""
 
     config: StackConfig
+    width: int
     common: layers.Common
     scan: bool
     remat: str
 
     @nn.compact
     def __call__(
-        self, x_BTD: Float[Array, "B T D"], cache: Cache | None, batch: Batch, inputs: LayerInputs
+        self, x_BTD: Float[Array, "B T _"], cache: Cache | None, batch: Batch, inputs: LayerInputs
     ) -> tuple[Float[Array, "B T D"], Cache | None, dict[str, Array]]:
         """Runs all layers over embedded tokens; `batch` gives their segments and positions.
 
         `inputs` brings what only the caller knows: the encoder's output and the dropout keys.
         """
-        c, attention = self.config, self.config.blocks[0].attention
-        kind = c.positions
-        positions = (
-            PositionModule() if kind is None else
-            kind.build(attention.heads, attention.head_dim, c.causal, self.common, "positions")
-        )  # fmt: skip
+        c = self.config
+        positions = PositionModule()
+        if c.positions is not None:
+            # The first layer that has attention; learned positions need none.
+            found = (getattr(block, "attention", None) for block in c.blocks)
+            attention = next(filter(None, found), None)
+            heads, size = (attention.heads, attention.head_dim) if attention else (0, 0)
+            positions = c.positions.build(heads, size, c.causal, self.common, "positions")
         pos_BT = _positions(batch, x_BTD.shape[1], cache)
         placed = positions.embed(pos_BT, x_BTD.shape[2])
         x_BTD = x_BTD if placed is None else x_BTD + placed
@@ -45,6 +49,8 @@ class Stack(nn.Module):
         keys = inputs.dropout_keys
         # Layers count from 0; the sites outside them come after the last one.
         x_BTD = layers.dropout(x_BTD, c.input_dropout, layers.fold_in(keys, c.layers))
+        if c.input_projection is not None:
+            x_BTD = c.input_projection.build(self.width, self.common, "input_projection")(x_BTD)
         x_BTD = constrain(x_BTD, ACTIVATION, self.common.sharding)
         cache, inputs = _look(c.causal, cache, batch, pos_BT, positions, inputs)
         x_BTD, (caches, aux) = self._layers(x_BTD, cache, inputs)
@@ -139,6 +145,7 @@ def _look(causal, cache, batch, pos_BT, positions, inputs):
         bias=bias,
         rotation=positions.rotate(pos_BT),
         positions_BT=pos_BT,
+        segments_BT=seg_q,
         order=ordered,
         causal=causal,
         cache_index=index,
@@ -182,7 +189,8 @@ class Transformer(nn.Module):
         name = "decoder" if c.decoder is not None else "encoder"
         hidden_BTD, cache, main_aux = self._stack(name, shared, batch, cache, inputs)
         head = c.head.build(c.vocab_size, c.physical_vocab, common, "head")
-        output = head(hidden_BTD, shared.table_VD)
+        keys = layers.fold_in(dropout_keys, 2)  # 0 and 1 are the stacks'
+        output = head(hidden_BTD, HeadInputs(shared.table_VD, batch.get("segments"), keys))
         return output.replace(cache=cache, aux={**aux, **main_aux, **output.aux})
 
     def _stack(self, name, shared, batch, cache, inputs):
@@ -191,7 +199,8 @@ class Transformer(nn.Module):
         if stack.embedder is not None:
             vocab, width = self.config.physical_vocab, self.config.width
             embed = stack.embedder.build(vocab, width, common, f"{name}_embedder")
-        run = Stack(stack, common, self.config.scan, self.config.remat, name=name)
+        c = self.config
+        run = Stack(stack, c.width, common, c.scan, c.remat, name=name)
         return run(embed(batch), cache, batch, inputs)
 
     def _encode(self, shared, batch, dropout_keys, cache, inputs):

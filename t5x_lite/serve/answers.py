@@ -50,11 +50,14 @@ class Answer:
 
 
 def make_batch(
-    config: ModelConfig, rows: Sequence[Sequence[int]], length: int | None = None
+    config: ModelConfig,
+    rows: Sequence[Sequence[int]],
+    length: int | None = None,
+    start_id: int = START,
 ) -> dict[str, np.ndarray]:
     """Prompts as the model takes them: an encoder-decoder's decoder begins with the start id."""
     if config.kind == "encoder-decoder":
-        return right_pad(rows, length, "encoder_") | right_pad([[START]] * len(rows))
+        return right_pad(rows, length, "encoder_") | right_pad([[start_id]] * len(rows))
     return right_pad(rows, length)
 
 
@@ -74,7 +77,8 @@ def continue_prompts(
     numbers = [(i, j) for i in range(len(rows)) for j in range(samples)]
     banned_V = jnp.asarray(reader.banned())
     for part in _batches(model, len(numbers)):
-        batch = make_batch(model.config, [rows[numbers[n][0]] for n in part], _length(rows))
+        read = [rows[numbers[n][0]] for n in part]
+        batch = make_batch(model.config, read, _length(rows), reader.start_id)
         keys_B = _keys(seed, [numbers[n] for n in part])
         result = generate(model, params, batch, keys_B, decoding, banned_V)
         result = jax.tree.map(np.asarray, result)

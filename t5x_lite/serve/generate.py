@@ -116,7 +116,8 @@ def _read(
     try:
         _require_text(prompt)
         row = reader.encode(prompt)
-        checks.check(model, make_batch(model, [row]), max_tokens if model.decoder else 1)
+        batch = make_batch(model, [row], start_id=reader.start_id)
+        checks.check(model, batch, max_tokens if model.decoder else 1)
     except UserError as error:
         shown = prompt if len(prompt) <= 40 else f"{prompt[:37]}..."
         raise UserError(f"prompt {number + 1} ({shown!r}): {error}") from error

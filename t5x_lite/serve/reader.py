@@ -6,7 +6,9 @@ Encoder-decoder: a prompt is the encoder's input. `<extra_id_0>`, `<extra_id_1>`
 sentinels, which a model trained by span corruption fills: `Thank you<extra_id_0> me`. For such a
 task a prompt without any is given one at its end, so that it is continued.
 
-Encoder-only: each `<mask>` in a prompt is a masked token.
+Encoder-only: each `<mask>` in a prompt, or the vocabulary's own name of it, is a masked token.
+
+An imported vocabulary says itself what a text begins with, and several ids may end one.
 
 Sentencepiece's words carry the space before them, so spaces before a mark are left out: what fills
 it brings its own.
@@ -23,7 +25,7 @@ from t5x_lite.nn.config import ModelConfig
 
 MASK = "<mask>"
 SENTINEL = "<extra_id_0>"
-_MARKS = {"encoder-only": re.compile(MASK), "encoder-decoder": re.compile(r"<extra_id_(\d+)>")}
+_SENTINELS = re.compile(r"<extra_id_(\d+)>")
 _NEEDED = {"encoder-only": ("cls_id", "sep_id", "mask_id"), "encoder-decoder": ("eos_id",)}
 
 Segments = tuple[tuple[str, bool], ...]  # parts of a text, and whether the model wrote them
@@ -50,7 +52,15 @@ class Reader:
         vocabulary.require(*_NEEDED.get(model.kind, ()))
         self._model, self._vocabulary = model, vocabulary
         self._adds_sentinel = corrupts_spans and model.kind == "encoder-decoder"
-        self.stop_ids = () if vocabulary.eos_id is None else (vocabulary.eos_id,)
+        self.stop_ids, self.start_id = vocabulary.stop_ids, vocabulary.start_id
+        self._prefix = vocabulary.prefix_ids
+        if self._prefix is None:
+            begins = model.kind == "decoder-only" and vocabulary.bos_id is not None
+            self._prefix = (vocabulary.bos_id,) if begins else ()
+        self._marks = _SENTINELS
+        if model.kind == "encoder-only":
+            names = {MASK, vocabulary.piece(vocabulary.mask_id)}
+            self._marks = re.compile("|".join(map(re.escape, sorted(names))))
 
     def banned(self) -> np.ndarray:
         """[physical V], True for ids that no answer holds: beyond the vocabulary, and special."""
@@ -71,24 +81,23 @@ class Reader:
         """
         kind, vocabulary = self._model.kind, self._vocabulary
         if kind == "decoder-only":
-            start = [] if vocabulary.bos_id is None else [vocabulary.bos_id]
-            ids = start + vocabulary.encode(prompt)
-            if not ids:
+            ids = [*self._prefix, *vocabulary.encode(prompt)]
+            if not ids and vocabulary.bos_id is None:
                 raise UserError("it is empty, and the vocabulary has no bos_id to begin with.")
-            return ids
+            return ids or [vocabulary.bos_id]
         if not prompt.strip():
             raise UserError(f"it is empty; an {kind} model needs a text to read.")
         if kind == "encoder-only":
-            if MASK not in prompt:
+            if not self._marks.search(prompt):
                 raise UserError(f"it has no {MASK}; an encoder-only model fills masks.")
             return [vocabulary.cls_id, *self._encode_marked(prompt), vocabulary.sep_id]
-        if self._adds_sentinel and not _MARKS[kind].search(prompt):
+        if self._adds_sentinel and not self._marks.search(prompt):
             prompt += SENTINEL
-        return [*self._encode_marked(prompt), vocabulary.eos_id]
+        return [*self._prefix, *self._encode_marked(prompt), vocabulary.eos_id]
 
     def _encode_marked(self, prompt: str) -> list[int]:
         ids, start = [], 0
-        for mark in _MARKS[self._model.kind].finditer(prompt):
+        for mark in self._marks.finditer(prompt):
             text = prompt[start : mark.start()]
             if not isinstance(self._vocabulary, ByteVocabulary):
                 text = text.rstrip(" ")
@@ -97,7 +106,7 @@ class Reader:
         return ids + self._vocabulary.encode(prompt[start:])
 
     def _marked_id(self, mark: re.Match) -> int:
-        if mark[0] == MASK:
+        if self._model.kind == "encoder-only":
             return self._vocabulary.mask_id
         sentinels = self._vocabulary.sentinel_ids
         if int(mark[1]) >= len(sentinels):

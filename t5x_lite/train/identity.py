@@ -32,7 +32,7 @@ def plain(config: Any) -> Any:
     if dataclasses.is_dataclass(config):
         fields = {f.name: plain(getattr(config, f.name)) for f in dataclasses.fields(config)}
         return {"type": type(config).__name__, **fields}
-    return config
+    return [plain(part) for part in config] if isinstance(config, tuple) else config
 
 
 def differences(saved: Any, now: Any, path: str = "") -> list[str]:
@@ -46,6 +46,9 @@ def differences(saved: Any, now: Any, path: str = "") -> list[str]:
                 saved.get(name), now.get(name), f"{path}.{name}" if path else name
             )
         ]
+    if isinstance(saved, list) and isinstance(now, list) and len(saved) == len(now):
+        pairs = enumerate(zip(saved, now, strict=True))
+        return [line for n, (a, b) in pairs for line in differences(a, b, f"{path}[{n}]")]
     return [] if saved == now else [f"{path}: {saved} → {now}"]
 
 

@@ -1,5 +1,6 @@
 """From a run's checkpoints to a state: for resuming, and parameters alone for evaluating."""
 
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from t5x_lite.nn import parameters
 from t5x_lite.nn.config import ModelConfig
 from t5x_lite.optim import Optimizer
 from t5x_lite.partitioning import MeshConfig, Sharding
+from t5x_lite.tensors import flatten
 from t5x_lite.train.identity import model_identity, require_same
 from t5x_lite.train.state import TrainState, from_tree, init_state, state_shardings, stored_shapes
 from t5x_lite.types import Params
@@ -69,20 +71,50 @@ def restore_params(
     Raises:
         UserError: no checkpoint there, or one of another model or vocabulary.
     """
-    sharding = sharding or Sharding(MeshConfig().build(jax.devices()[:1]))
-    directory = Path(model_dir) / FOLDER
-    with Checkpointer(directory, read_only=True) as checkpoints:
-        saved = checkpoints.read_meta(step)
+    with Stored(model, model_dir, step, sharding, vocabulary) as stored:
+        params, step = stored.read_all()
+    return (params if model.scan else parameters.unstack_layers(params)), step
+
+
+class Stored(contextlib.AbstractContextManager):
+    """The parameters of a run's checkpoint, layers stacked; arguments as of `restore_params`."""
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        model_dir: str,
+        step: int | None = None,
+        sharding: Sharding | None = None,
+        vocabulary: str | None = None,
+    ):
+        sharding = sharding or Sharding(MeshConfig().build(jax.devices()[:1]))
+        directory = Path(model_dir) / FOLDER
+        self._checkpoints = Checkpointer(directory, read_only=True)
+        saved = self._checkpoints.read_meta(step)
         if saved is None:
             raise UserError(f"no checkpoint in {directory}; train into {model_dir} first.")
         require_same(saved, {"model": model_identity(model)}, directory)
         if vocabulary is not None and "vocabulary" in saved:  # an imported model may lack one
             require_same(saved, {"vocabulary": vocabulary}, directory)
-        slot = "ema" if saved.get("ema") else "params"
-        like = {slot: _stored_params(model, sharding)}
-        restored = checkpoints.restore(like, step, partial=True)
-    params = restored.tree[slot]
-    return (params if model.scan else parameters.unstack_layers(params)), restored.step
+        self._slot = "ema" if saved.get("ema") else "params"
+        self._shapes, self.step = _stored_params(model, sharding), step
+
+    def __exit__(self, *_):
+        self._checkpoints.close()
+
+    def read_all(self) -> tuple[Params, int]:
+        """All of them, and their step."""
+        restored = self._checkpoints.restore({self._slot: self._shapes}, self.step, partial=True)
+        self.step = restored.step
+        return restored.tree[self._slot], restored.step
+
+    def read(self, path: str) -> jax.Array:
+        """The one at a path, such as `decoder/final_norm/scale`, and no other."""
+        path = f"{self._slot}/{path}"
+        like = flatten({self._slot: self._shapes})[path]
+        restored = self._checkpoints.restore({path: like}, self.step, partial=True)
+        self.step = restored.step  # the rest comes from the same checkpoint
+        return restored.tree[path]
 
 
 def _stored_params(model: ModelConfig, sharding: Sharding):

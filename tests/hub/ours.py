@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_lite import losses
+from t5x_lite import losses, tensors
 from t5x_lite.decode.generate import Decoding, generate
 from t5x_lite.decode.sampling import Sampling
 from t5x_lite.hub import weights
@@ -16,6 +16,7 @@ from t5x_lite.hub.families import family_of, read_config
 from t5x_lite.hub.source import Tensors, read_json
 from t5x_lite.nn import parameters
 from t5x_lite.nn.config import ModelConfig
+from t5x_lite.nn.heads import NoHead
 from t5x_lite.nn.transformer import Transformer
 
 ABSOLUTE, RELATIVE = 1e-4, 1e-5  # the bar
@@ -25,9 +26,9 @@ def load(folder: pathlib.Path, scan: bool = True):
     """(model, parameters, family) of a published folder."""
     config = read_json(folder / "config.json")
     family = family_of(config["model_type"])
-    with Tensors(folder) as tensors:
-        model = read_config(config, tensors.names)
-        params = weights.load(model, family, tensors)
+    with Tensors(folder) as stored:
+        model = read_config(config, stored.names)
+        params = weights.as_tree(weights.load(model, family, stored))
     model = dataclasses.replace(model, scan=scan)
     return model, params if scan else parameters.unstack_layers(params), family
 
@@ -65,7 +66,12 @@ def outputs(model: ModelConfig, params, batch: dict[str, np.ndarray]) -> dict[st
         result["logits"] = logits[..., : model.vocab_size]
     if "pooled" in aux:
         result["pooler_output"] = aux["pooled"]
-    result |= {name: aux[name] for name in ("logits", "start_logits", "end_logits") if name in aux}
+    names = ("logits", "start_logits", "end_logits", "embedding")
+    result |= {name: aux[name] for name in names if name in aux}
+    if "reward" in aux:
+        result["logits"] = aux["reward"][:, None]
+    if isinstance(model.head, NoHead):
+        result["last_hidden_state"] = out.hidden_BTD
     return {name: np.asarray(value) for name, value in result.items()}
 
 
@@ -108,4 +114,10 @@ def greedy(model: ModelConfig, params, batch: dict[str, np.ndarray], count: int)
 def exported(model: ModelConfig, params, family) -> dict[str, np.ndarray]:
     """The tensors that export gives."""
     params = params if model.scan else parameters.stack_layers(params)
-    return dict(weights.save(parameters.scanned(model), family, params))
+    return dict(weights.save(parameters.scanned(model), family, reader(params)))
+
+
+def reader(params):
+    """A parameter by its path."""
+    leaves = tensors.flatten(params)
+    return lambda path: np.asarray(leaves[path])

@@ -7,6 +7,8 @@ import numpy as np
 import pytest
 
 GOLDEN = pathlib.Path(__file__).with_name("golden")
+# Families whose models are another's too, which is the one that export then writes.
+TWINS = {"mt5": "t5"}
 NAMES = sorted(path.name for path in GOLDEN.iterdir() if path.is_dir())
 
 
@@ -28,7 +30,7 @@ def test_outputs_equal_the_reference(case, ours):
 
 def test_greedy_decoding_equals_the_reference(case, ours):
     _, model, params, _, expected = case
-    if model.decoder is None:
+    if model.predicts != "next":
         assert "greedy" not in expected
         return
     batch = {"tokens": expected["batch/tokens"]}
@@ -45,14 +47,17 @@ def test_export_gives_back_what_was_imported(case, ours):
     stored, given = load_file(folder / "model.safetensors"), ours.exported(model, params, family)
     assert set(given) == set(stored)
     for name, value in stored.items():
-        assert value.dtype == given[name].dtype
-        np.testing.assert_array_equal(given[name], value, err_msg=name)
+        assert value.dtype == np.float16  # half the bytes
+        assert given[name].dtype == np.float32
+        np.testing.assert_array_equal(given[name], value.astype(np.float32), err_msg=name)
 
 
 def test_config_survives_the_round_trip(case):
-    from t5x_lite.hub.families import read_config, without_training, write_config
+    from t5x_lite.hub.families import family_of, read_config, without_training, write_config
 
     folder, model, *_ = case
+    model_type = json.loads((folder / "config.json").read_text())["model_type"]
     written = write_config(model)
-    assert written["model_type"] == json.loads((folder / "config.json").read_text())["model_type"]
-    assert without_training(read_config(written)) == without_training(model)
+    assert written["model_type"] == TWINS.get(model_type, model_type)
+    for config in (written, family_of(model_type).config(model)):
+        assert without_training(read_config(config)) == without_training(model)

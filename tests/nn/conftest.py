@@ -11,10 +11,17 @@ import pytest
 
 from t5x_lite.nn import parameters
 from t5x_lite.nn.config import ModelConfig
+from t5x_lite.nn.presets.albert import albert
 from t5x_lite.nn.presets.bert import bert
+from t5x_lite.nn.presets.deepseek import deepseek_v3
+from t5x_lite.nn.presets.gemma3 import gemma3
 from t5x_lite.nn.presets.gpt2 import gpt2
 from t5x_lite.nn.presets.llama import llama
-from t5x_lite.nn.presets.t5 import t5_1_0, t5_1_1
+from t5x_lite.nn.presets.mixtral import mixtral
+from t5x_lite.nn.presets.mobilebert import mobilebert
+from t5x_lite.nn.presets.modernbert import modernbert
+from t5x_lite.nn.presets.t5 import t5_1_0, t5_1_1, umt5
+from t5x_lite.nn.presets.transformer import transformer
 from t5x_lite.nn.transformer import Transformer
 from t5x_lite.partitioning import Sharding
 
@@ -23,9 +30,43 @@ T5_SHAPE = {**SHAPE, "head_dim": 8, "hidden": 48}
 PRESETS = {
     "t5_1_0": (t5_1_0, T5_SHAPE),
     "t5_1_1": (t5_1_1, T5_SHAPE),
+    "umt5": (umt5, T5_SHAPE),
+    "transformer": (transformer, {**SHAPE, "hidden": 48}),
     "bert": (bert, SHAPE),
     "gpt2": (gpt2, SHAPE),
     "llama": (llama, {**SHAPE, "kv_heads": 2, "hidden": 48}),
+    # A local layer, then a global one; caps that bend what random parameters give.
+    "gemma3": (
+        gemma3,
+        {
+            **SHAPE,
+            "kv_heads": 2,
+            "head_dim": 8,
+            "hidden": 48,
+            "window": 3,
+            "logit_caps": (5.0, 5.0),
+            "query_scalar": 8,
+        },
+    ),
+    "deepseek_v3": (
+        deepseek_v3,
+        {
+            **SHAPE,
+            "hidden": 48,
+            "content_dim": 6,
+            "rotary_dim": 4,
+            "value_dim": 5,
+            "kv_rank": 10,
+            "query_rank": 12,
+            "expert_hidden": 12,
+            "experts": 8,
+            "layers": 3,
+        },
+    ),
+    "mixtral": (mixtral, {**SHAPE, "kv_heads": 2, "hidden": 24, "experts": 4}),
+    "albert": (albert, {**SHAPE, "embedding": 16}),
+    "modernbert": (modernbert, {**SHAPE, "hidden": 48, "layers": 5, "local": 4}),
+    "mobilebert": (mobilebert, {**SHAPE, "hidden": 24, "embedding": 12, "bottleneck": 16}),
 }
 
 # Documents by row: a full row, padding on the right, packed, and packed between padding.

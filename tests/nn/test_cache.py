@@ -48,7 +48,8 @@ def decode(models, config, params, whole):
 @pytest.mark.parametrize(
     ("family", "scan"),
     [
-        *(("t5_1_1", True), ("gpt2", True), ("llama", True)),
+        *((name, True) for name in ("t5_1_1", "gpt2", "llama", "deepseek_v3", "gemma3")),
+        *(("umt5", True), ("transformer", True)),
         pytest.param("t5_1_0", True, marks=pytest.mark.grid),
         pytest.param("t5_1_1", False, marks=pytest.mark.grid),
     ],

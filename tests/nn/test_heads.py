@@ -8,9 +8,11 @@ import numpy as np
 import pytest
 
 from t5x_lite import losses
+from t5x_lite.errors import UserError
 from t5x_lite.nn import parameters
 from t5x_lite.nn.embedders import FeatureEmbedder
-from t5x_lite.nn.heads import Pooler
+from t5x_lite.nn.heads import FixedBiasLMHead, LMHead, Pooler
+from t5x_lite.nn.transformer import Transformer
 from t5x_lite.types import Output, Unembedding
 
 KERNEL = np.random.default_rng(1).normal(size=(104, 8)).astype(np.float32)
@@ -34,6 +36,22 @@ def test_padded_rows_are_never_chosen_and_never_count():
     np.testing.assert_allclose(logprobs(large), logprobs(KERNEL[:97]), rtol=1e-5)
 
 
+def test_a_soft_cap_bends_the_logits_of_losses_and_decoding_alike():
+    plain = output_of(5 * KERNEL)
+    capped = plain.replace(unembedding=plain.unembedding.replace(soft_cap=3.0))
+    expected = 3 * np.tanh(np.asarray(losses.logits(plain)[..., :97], float) / 3)
+    got = losses.logits(capped)
+    np.testing.assert_allclose(got[..., :97], expected, rtol=1e-5, atol=1e-6)
+    assert np.all(np.exp(got[..., 97:]) == 0), "padding is hidden after the cap"
+    log_z = np.log(np.sum(np.exp(expected), axis=-1))
+    target = np.take_along_axis(expected, np.asarray(TARGETS)[:, :, None], axis=-1)[..., 0]
+    np.testing.assert_allclose(
+        losses.token_logprobs(capped, TARGETS), target - log_z, rtol=1e-5, atol=1e-5
+    )
+    with pytest.raises(UserError, match="soft_cap=0 must be positive"):
+        LMHead(tied=True, soft_cap=0)
+
+
 def test_padded_rows_get_no_gradient():
     gradient = np.asarray(jax.jit(jax.grad(lambda kernel: jnp.sum(logprobs(kernel))))(KERNEL))
     assert np.all(gradient[97:] == 0)
@@ -55,12 +73,13 @@ def test_which_table_the_head_reads(models, family):
     assert (size < 0.4) == (family == "t5_1_0")
 
 
-def test_the_pooler_reads_the_first_token(models):
+def test_the_pooler_reads_the_first_real_token(models):
     config = dataclasses.replace(models.tiny("bert"), head=Pooler())
     params, batch = models.random_params(config), models.packed_batch(config)
     output = models.forward(config)(params, batch)
     dense = params["head"]["pooler"]
-    expected = np.tanh(output.hidden_BTD[:, 0] @ dense["kernel"] + dense["bias"][None])
+    first = output.hidden_BTD[np.arange(4), [0, 0, 0, 1]]  # row 3 begins with padding
+    expected = np.tanh(first @ dense["kernel"] + dense["bias"][None])
     np.testing.assert_allclose(output.aux["pooled"], expected, rtol=1e-4, atol=1e-5)
     assert output.unembedding is None
 
@@ -111,3 +130,27 @@ def test_features_take_the_place_of_tokens(models):
     swapped = features.copy()
     swapped[0] = features[0, ::-1]
     assert models.relative(hidden(swapped)[0], before[0]) < 1e-5
+
+
+def test_a_fixed_bias_moves_the_logits_and_no_gradient_moves_it(models):
+    config = dataclasses.replace(models.tiny("transformer"), head=FixedBiasLMHead(tied=True))
+    params, batch = models.random_params(config), models.packed_batch(config)
+    bias = params["head"]["fixed_bias"]
+    without = {**params, "head": {"fixed_bias": jnp.zeros_like(bias)}}
+    before, after = (losses.logits(models.forward(config)(p, batch)) for p in (without, params))
+    np.testing.assert_allclose((after - before)[..., :97], jnp.broadcast_to(bias[:97], (4, 8, 97)),
+                               atol=1e-5)  # fmt: skip
+
+    @jax.jit
+    def gradient(params):
+        def loss(params):
+            output = Transformer(config).apply({"params": params}, batch)
+            return jnp.sum(losses.token_logprobs(output, batch["tokens"]))
+
+        return jax.grad(loss)(params)
+
+    moved = gradient(params)
+    assert np.all(np.asarray(moved["head"]["fixed_bias"]) == 0)
+    assert np.any(np.asarray(moved["embedder"]["embedding"]) != 0)
+    plain = dataclasses.replace(config, head=LMHead(tied=True))
+    assert parameters.count(config) == parameters.count(plain)

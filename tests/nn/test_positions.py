@@ -6,7 +6,16 @@ import pytest
 
 from t5x_lite.errors import UserError
 from t5x_lite.nn import layers
-from t5x_lite.nn.positions import LearnedPositions, Rotary, relative_bucket, rotate
+from t5x_lite.nn.positions import (
+    LearnedPositions,
+    LinearRotary,
+    LongRotary,
+    Rotary,
+    Sinusoidal,
+    last_position,
+    relative_bucket,
+    rotate,
+)
 
 COMMON = layers.Common("float32", layers.FanIn())
 
@@ -94,3 +103,69 @@ def test_learned_positions_are_rows_of_the_table():
     at = jnp.asarray([[0, 4, 2], [1, 1, 3]], jnp.int32)
     placed = module.apply({"params": {"embedding": table}}, at, 6, method="embed")
     np.testing.assert_array_equal(placed, np.asarray(table)[np.asarray(at)])
+
+
+def test_an_offset_skips_rows_of_the_table():
+    module = LearnedPositions(3, offset=2).build(4, 8, True, COMMON, "positions")
+    table = jnp.asarray(np.random.default_rng(2).normal(size=(5, 6)), jnp.float32)
+    placed = module.apply({"params": {"embedding": table}}, jnp.arange(3)[None], 6, method="embed")
+    np.testing.assert_array_equal(placed[0], table[2:])
+    with pytest.raises(UserError, match="offset=-1"):
+        LearnedPositions(3, offset=-1)
+
+
+def test_linear_scaling_is_slower_time():
+    slow, plain = LinearRotary(100.0, factor=4.0), Rotary(100.0)
+    np.testing.assert_allclose(4 * slow.frequencies(8), plain.frequencies(8), rtol=1e-7)
+    with pytest.raises(UserError, match="factor=0 must be positive"):
+        LinearRotary(factor=0)
+
+
+LONG = LongRotary(
+    100.0, short=(1.0, 1.5, 2.0, 3.0), long=(2.0, 5.0, 9.0, 30.0), original_length=4, factor=8.0
+)
+
+
+def long_rotation(positions):
+    module = LONG.build(4, 8, True, COMMON, "rotary")
+    return module.apply({}, jnp.asarray(positions, jnp.int32), method="rotate")
+
+
+def test_a_document_s_last_position():
+    # Two documents, padding that stays at 0, and one that began before this call.
+    at = jnp.asarray([[0, 1, 2, 0, 1, 0, 0], [7, 8, 9, 0, 1, 2, 3]], jnp.int32)
+    assert last_position(at).tolist() == [[2, 2, 2, 1, 1, 0, 0], [9, 9, 9, 3, 3, 3, 3]]
+
+
+@pytest.mark.parametrize(("length", "factors"), [(4, LONG.short), (5, LONG.long)])
+def test_long_rotations_depend_on_the_document_s_length(length, factors):
+    sin, cos = long_rotation(np.arange(length)[None])
+    angle = np.arange(length)[:, None] / (np.array(factors) * 100.0 ** (np.arange(4) / 4))
+    amplitude = np.sqrt(1 + np.log(8) / np.log(4))  # Ding et al. 2024, §3.3
+    np.testing.assert_allclose(sin[0], amplitude * np.sin(angle), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(cos[0], amplitude * np.cos(angle), rtol=1e-5, atol=1e-6)
+
+
+def test_long_rotations_of_packed_documents_are_those_of_each_alone():
+    packed = long_rotation([[*range(6), *range(3)], [*range(3), *range(6)]])
+    for part, long, short in zip(
+        packed, long_rotation([range(6)]), long_rotation([range(3)]), strict=True
+    ):
+        np.testing.assert_array_equal(part[0], np.concatenate([long[0], short[0]]))
+        np.testing.assert_array_equal(part[1], np.concatenate([short[0], long[0]]))
+
+
+def test_long_rotations_need_a_factor_for_every_pair():
+    with pytest.raises(UserError, match="4 and 4 factors; head_dim=10 needs 5 of each"):
+        LONG.build(4, 10, True, COMMON, "rotary")
+
+
+def test_sines_and_cosines_are_those_of_the_paper():
+    module = Sinusoidal().build(4, 8, True, COMMON, "positions")
+    at = np.array([0, 1, 63, 511])
+    got = module.apply({}, jnp.asarray(at, jnp.int32)[None], 12, method="embed")[0]
+    angle = at[:, None] / 10_000.0 ** (2 * np.arange(6) / 12)
+    np.testing.assert_allclose(got[:, :6], np.sin(angle), atol=4e-5)
+    np.testing.assert_allclose(got[:, 6:], np.cos(angle), atol=4e-5)
+    with pytest.raises(UserError, match="sinusoidal positions need an even width, not 9"):
+        module.apply({}, jnp.asarray(at, jnp.int32)[None], 9, method="embed")

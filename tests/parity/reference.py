@@ -17,15 +17,19 @@ def build(case: Case, seed: int = 0):
     """A model with values that hide no mistake: no zero bias, no scale of one."""
     cls = getattr(transformers, case.model)
     config = cls.config_class(**case.config)
-    config._attn_implementation = "eager"
+    config._attn_implementation = config._experts_implementation = "eager"
     torch.manual_seed(seed)
     model = cls(config).eval()
     with torch.no_grad():
         for name, value in [*model.named_parameters(), *floating_buffers(model)]:
             noise = torch.randn(value.shape)
+            if isinstance(value, torch.nn.Parameter) and not value.requires_grad:
+                continue  # computed: sinusoidal positions
             if value.ndim == 1 or "bias" in name.rsplit(".", 1)[-1]:
                 value.add_(0.2 * noise)
-            elif "embed" in name or "shared" in name or "wte" in name or "wpe" in name:
+            elif "embedding_" in name:  # a map of embeddings
+                value.copy_(noise / value.shape[-1] ** 0.5)
+            elif "embed" in name or "shared.weight" in name or "wte" in name or "wpe" in name:
                 value.copy_(0.7 * noise)
             else:
                 value.copy_(noise / value.shape[-1] ** 0.5)
@@ -51,6 +55,10 @@ def batches(case: Case, kind: str, vocab: int, seed: int = 1) -> dict[str, dict[
     result = {}
     for name, mask in masks.items():
         batch = {"tokens": rng.integers(5, vocab, shape), "mask": mask}
+        # Some heads of `transformers` find padding by its token, so that it must be that one.
+        pad = case.config.get("pad_token_id")
+        if pad is not None:
+            batch["tokens"] = np.where(mask, batch["tokens"], pad)
         if kind == "encoder-decoder":
             targets = (3, length - 3)
             batch["decoder_tokens"] = rng.integers(5, vocab, targets)
@@ -63,8 +71,16 @@ def kind_of(model) -> str:
     """encoder-only, decoder-only or encoder-decoder."""
     if model.config.is_encoder_decoder:
         return "encoder-decoder"
-    generates = "ForCausalLM" in type(model).__name__ or "LMHead" in type(model).__name__
-    return "decoder-only" if generates else "encoder-only"
+    # `score` is what a decoder's classifier is called, and no encoder's.
+    causal = generates(model) or hasattr(model, "score")
+    return "decoder-only" if causal else "encoder-only"
+
+
+def generates(model) -> bool:
+    """Whether it has a head that predicts the next token."""
+    name = type(model).__name__
+    heads = ("ForCausalLM", "LMHead", "ForConditionalGeneration", "MTModel")
+    return any(part in name for part in heads)
 
 
 def inputs_of(batch: dict[str, np.ndarray], kind: str) -> dict[str, torch.Tensor]:
@@ -81,6 +97,8 @@ def inputs_of(batch: dict[str, np.ndarray], kind: str) -> dict[str, torch.Tensor
 
 def outputs(model, batch: dict[str, np.ndarray]) -> dict[str, Any]:
     """Logits (or what the head gives) and every layer's output but the last one's."""
+    if getattr(model.config, "trigram_input", False) and not batch["mask"].all():
+        return _row_by_row(model, batch)
     kind = kind_of(model)
     with torch.no_grad():
         out = model(**inputs_of(batch, kind), output_hidden_states=True)
@@ -97,6 +115,22 @@ def outputs(model, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         # The first is the embedding; the last has the stack's final norm.
         result[ours] = np.stack([layer.numpy() for layer in out[theirs][1:-1]])
     return result
+
+
+def _row_by_row(model, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+    """Each row without its padding, which MobileBERT's embedding reads beside its last token."""
+    rows = []
+    for tokens, mask in zip(batch["tokens"], batch["mask"], strict=True):
+        row = outputs(model, {"tokens": tokens[mask][None], "mask": mask[mask][None]})
+        missing = int((~mask).sum())
+        for name, value in row.items():
+            if name != "pooler_output":
+                widths = [(0, 0)] * value.ndim
+                widths[-2] = (0, missing)
+                row[name] = np.pad(value, widths)
+        rows.append(row)
+    axis = {"layers": 1}
+    return {n: np.concatenate([row[n] for row in rows], axis.get(n, 0)) for n in rows[0]}
 
 
 def greedy(model, batch: dict[str, np.ndarray], count: int = GENERATED) -> np.ndarray:

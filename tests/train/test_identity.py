@@ -7,6 +7,7 @@ import pathlib
 import pytest
 
 from t5x_lite.errors import UserError
+from t5x_lite.nn.presets.gemma2 import gemma2
 from t5x_lite.nn.presets.gpt2 import gpt2
 from t5x_lite.nn.presets.llama import llama
 from t5x_lite.train import identity
@@ -80,3 +81,13 @@ def test_environment_is_recorded():
     assert record["devices"] == 8
     assert record["device_kind"] == "cpu"
     assert {"jax", "flax", "optax", "orbax-checkpoint", "grain"} <= record["packages"].keys()
+
+
+def test_layers_of_a_pattern_are_compared_one_by_one():
+    saved = json.loads(json.dumps(identity.model_identity(gemma2("tiny"))))
+    now = json.loads(json.dumps(identity.model_identity(gemma2("tiny", window=32))))
+    place = "decoder.block.blocks[0].attention.window"
+    assert identity.differences(saved, now) == [f"{place}: 64 → 32"]
+    # A field that a checkpoint of an older version lacks counts as None there too.
+    del saved["decoder"]["block"]["blocks"][1]["attention"]["window"]
+    assert identity.differences(saved, now) == [f"{place}: 64 → 32"]

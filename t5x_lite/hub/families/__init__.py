@@ -9,15 +9,33 @@ from typing import Any
 
 from t5x_lite.errors import UserError
 from t5x_lite.hub.fields import Fields
+from t5x_lite.hub.heads import Head, find_head, label_fields
 from t5x_lite.hub.rules import Rule
 from t5x_lite.nn.config import ModelConfig
+from t5x_lite.nn.heads import HeadConfig, Pooler, SentenceEmbedding
 
 # model_type of a config.json → the file here that knows it.
 FILES: Mapping[str, str] = {
+    "albert": "albert",
+    "distilbert": "distilbert",  # before bert, whose config.json could say it too: no token types
+    "bart": "bart",
     "bert": "bert",
+    "gemma2": "gemma2",
+    "gemma3_text": "gemma3",
+    "deepseek_v2": "deepseek",
+    "deepseek_v3": "deepseek",
     "gpt2": "gpt2",
     "llama": "llama",
+    "mixtral": "mixtral",
+    "phi3": "phi3",
+    "qwen3": "qwen3",
+    "mobilebert": "mobilebert",
+    "modernbert": "modernbert",
+    "roberta": "roberta",
+    "marian": "marian",
     "t5": "t5",
+    "mt5": "t5",  # after t5, whose models its models are too
+    "umt5": "t5",
 }
 
 
@@ -31,20 +49,43 @@ class Family:
             where the family has no such model.
         rules: the key map of a model.
         ignored_fields: of config.json, each with the reason.
-        ignored_tensors: regular expressions of tensors that hold nothing, each with the reason.
+        ignored_tensors: regular expressions of tensors that hold nothing, each with the reason; or
+            a function that gives them for a model.
         tied: names of tensors that repeat another one, which some checkpoints store as well.
         old_names: endings of tensors' names in older checkpoints, by today's.
         base_prefix: what the names of tensors begin with except in a checkpoint of the bare model.
+        heads: classes whose heads predict no words, which are read, written and mapped here.
+        base_head: any head that `write` knows, in place of one of those.
     """
 
     read: Callable[[Fields], ModelConfig]
     write: Callable[[ModelConfig], dict[str, Any]]
     rules: Callable[[ModelConfig], Sequence[Rule]]
     ignored_fields: Mapping[str, str] = dataclasses.field(default_factory=dict)
-    ignored_tensors: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    ignored_tensors: Mapping[str, str] | Callable[[ModelConfig], Mapping[str, str]] = (
+        dataclasses.field(default_factory=dict)
+    )
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
     old_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     base_prefix: str = ""
+    heads: Mapping[str, Head] = dataclasses.field(default_factory=dict)
+    base_head: HeadConfig = dataclasses.field(default_factory=Pooler)
+
+    def config(self, model: ModelConfig) -> dict[str, Any]:
+        """The fields of a model, whatever its head."""
+        architecture = find_head(self.heads, model.head)
+        if architecture is None:
+            return self.write(model)
+        fields = self.write(dataclasses.replace(model, head=self.base_head))
+        return {**fields, "architectures": [architecture], **label_fields(model.head)}
+
+    def key_map(self, model: ModelConfig) -> list[Rule]:
+        """Every rule of a model, whatever its head."""
+        architecture, rules = find_head(self.heads, model.head), self.rules(model)
+        if architecture is None:
+            return list(rules)
+        body = [rule for rule in rules if not rule.paths[0].startswith("head/")]
+        return [*body, *self.heads[architecture].rules()]
 
 
 @functools.cache
@@ -68,7 +109,13 @@ def read_config(config: Mapping[str, Any], tensors: Collection[str] | None = Non
     """
     family = family_of(str(config.get("model_type")))
     fields = Fields(config, family.ignored_fields, tensors)
-    model = family.read(fields)
+    head = family.heads.get(fields.architecture)
+    if head is None:
+        model = family.read(fields)
+    else:
+        # The family reads the body; it has no need to know the class.
+        fields = Fields({**config, "architectures": None}, family.ignored_fields, tensors)
+        model = dataclasses.replace(family.read(fields), head=head.read(fields))
     fields.finish()
     return model
 
@@ -82,10 +129,13 @@ def write_config(model: ModelConfig) -> dict[str, Any]:
     plain = dataclasses.replace(model, dtype="float32", scan=True, remat="none", vocab_multiple=128)
     for model_type in FILES:
         try:
-            config = json.loads(json.dumps(family_of(model_type).write(plain)))
+            family = family_of(model_type)
+            if isinstance(model.head, SentenceEmbedding):  # written beside, by hub/sentence.py
+                plain = dataclasses.replace(plain, head=family.base_head)
+            config = json.loads(json.dumps(family.config(plain)))
             if without_training(read_config(config)) == without_training(plain):
                 return config
-        except (UserError, AttributeError, TypeError, KeyError, IndexError):
+        except (UserError, AttributeError, TypeError, LookupError, StopIteration):
             continue
     raise UserError(
         f"no family of {', '.join(FILES)} has such a model; only models that its presets make can "

@@ -3,7 +3,8 @@
 from t5x_lite.errors import UserError
 from t5x_lite.hub.families import Family
 from t5x_lite.hub.fields import Fields
-from t5x_lite.hub.rules import Flat, Linear, Rule
+from t5x_lite.hub.heads import ANSWERS, TOKENS, Head, first_token
+from t5x_lite.hub.rules import Rule, linear_rules, norm_rules
 from t5x_lite.nn.config import ModelConfig
 from t5x_lite.nn.heads import MaskedLMHead, Pooler
 from t5x_lite.nn.presets.bert import bert, bert_encoder
@@ -22,6 +23,11 @@ def read(fields: Fields) -> ModelConfig:
     fields.expect("is_decoder", False)
     fields.expect("add_cross_attention", False)
     fields.expect("tie_word_embeddings", True)
+    # TinyBERT's files have these besides; other values would be another model.
+    fields.expect("emb_size", fields.take("hidden_size"))
+    fields.expect("cell", {})
+    fields.expect("structure", [])
+    fields.expect("pre_trained", "")
     architecture = fields.architecture or "BertModel"
     if architecture not in PRESETS:
         raise UserError(f"architecture {architecture} is unknown; there are {', '.join(PRESETS)}.")
@@ -94,19 +100,6 @@ def layer_rules(layer: str, attention: dict[str, str]) -> list[Rule]:
     ]
 
 
-def linear_rules(ours: str, theirs: str, inputs: int = 1) -> list[Rule]:
-    """Kernel and bias of one of torch's Linear modules."""
-    return [
-        Rule(f"{ours}/kernel", f"{theirs}.weight", Linear(inputs)),
-        Rule(f"{ours}/bias", f"{theirs}.bias", Flat()),
-    ]
-
-
-def norm_rules(ours: str, theirs: str) -> list[Rule]:
-    """Scale and bias of one of torch's LayerNorm modules."""
-    return [Rule(f"{ours}/scale", f"{theirs}.weight"), Rule(f"{ours}/bias", f"{theirs}.bias")]
-
-
 FAMILIES = {
     "bert": Family(
         read,
@@ -119,8 +112,9 @@ FAMILIES = {
         },
         ignored_tensors={
             r"(bert\.)?embeddings\.position_ids": "counts from 0",
-            r"bert\.pooler\.dense\.(weight|bias)": "the masked-LM head doesn't read it",
+            r"(bert\.)?pooler\.dense\.(weight|bias)": "the head doesn't read it",
             r"cls\.seq_relationship\.(weight|bias)": "the masked-LM head doesn't read it",
+            r"fit_dense\.(weight|bias)": "TinyBERT's map to its teacher's width, of distillation",
         },
         tied={
             "cls.predictions.decoder.weight": "bert.embeddings.word_embeddings.weight",
@@ -128,5 +122,12 @@ FAMILIES = {
         },
         old_names={"LayerNorm.weight": "LayerNorm.gamma", "LayerNorm.bias": "LayerNorm.beta"},
         base_prefix="bert.",
+        heads={
+            "BertForSequenceClassification": Head(
+                first_token("tanh"), {"pooler": "bert.pooler.dense", "classifier": "classifier"}
+            ),
+            "BertForTokenClassification": TOKENS,
+            "BertForQuestionAnswering": ANSWERS,
+        },
     )
 }

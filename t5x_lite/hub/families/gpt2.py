@@ -2,8 +2,10 @@
 
 from t5x_lite.hub.families import Family
 from t5x_lite.hub.fields import Fields
+from t5x_lite.hub.heads import SCORE
 from t5x_lite.hub.rules import Flat, Product, Rule
 from t5x_lite.nn.config import ModelConfig
+from t5x_lite.nn.heads import LMHead
 from t5x_lite.nn.presets.gpt2 import gpt2
 
 
@@ -91,5 +93,7 @@ FAMILIES = {
         },
         tied={"lm_head.weight": "transformer.wte.weight"},
         base_prefix="transformer.",
+        heads={"GPT2ForSequenceClassification": SCORE},
+        base_head=LMHead(tied=True),
     )
 }

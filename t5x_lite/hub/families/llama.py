@@ -2,9 +2,11 @@
 
 from t5x_lite.hub.families import Family
 from t5x_lite.hub.fields import Fields
+from t5x_lite.hub.heads import SCORE
 from t5x_lite.hub.rope import read_rotary, write_rotary
 from t5x_lite.hub.rules import Linear, Rule
 from t5x_lite.nn.config import ModelConfig
+from t5x_lite.nn.heads import LMHead
 from t5x_lite.nn.presets.llama import llama
 
 DROPOUT = "dropout, which a run chooses"
@@ -90,5 +92,7 @@ FAMILIES = {
         ignored_tensors={r".*\.rotary_emb\.inv_freq": "computed from config.json"},
         tied={"lm_head.weight": "model.embed_tokens.weight"},
         base_prefix="model.",
+        heads={"LlamaForSequenceClassification": SCORE},
+        base_head=LMHead(tied=False),
     )
 }

@@ -1,11 +1,11 @@
-"""T5 1.0, T5 1.1, Flan-T5 in Hugging Face's form."""
+"""T5 1.0 and 1.1, Flan-T5, ByT5 (all of them "t5"), mT5 and umT5 in Hugging Face's form."""
 
 from t5x_lite.errors import UserError
 from t5x_lite.hub.families import Family
 from t5x_lite.hub.fields import Fields
 from t5x_lite.hub.rules import Linear, Rule
 from t5x_lite.nn.config import ModelConfig
-from t5x_lite.nn.presets.t5 import t5
+from t5x_lite.nn.presets.t5 import bias_per_layer, t5
 
 # feed_forward_proj → (activation, gated)
 FEED_FORWARD = {
@@ -16,8 +16,31 @@ FEED_FORWARD = {
 
 
 def read(fields: Fields) -> ModelConfig:
-    """The model of a config.json."""
-    kind = fields.take("feed_forward_proj", "relu")
+    """A T5 model."""
+    # Version 5 of transformers always writes that the head is tied, and a field of its own for the
+    # scale that T5 1.0 puts before a tied head; whether there is a head then only the tensors say.
+    tied = fields.take("tie_word_embeddings", True)
+    return _read(fields, "relu", tied, fields.take("scale_decoder_outputs", tied))
+
+
+def read_mt5(fields: Fields) -> ModelConfig:
+    """An mT5 model; version 5 of transformers scales no head of it, tied or not."""
+    return _read(fields, "gated-gelu", fields.take("tie_word_embeddings", True), scaled=False)
+
+
+def read_umt5(fields: Fields) -> ModelConfig:
+    """A umT5 model, scaled where its config.json ties the head, as version 4 of transformers did.
+
+    Version 5 overrides the field, and so multiplies all logits of the published models, which have
+    heads of their own, by width^-0.5; they were trained without.
+    """
+    tied = fields.take("tie_word_embeddings", True)
+    scaled = fields.take("scale_decoder_outputs", tied)
+    return bias_per_layer(_read(fields, "gated-gelu", tied, scaled))
+
+
+def _read(fields: Fields, feed_forward: str, tied: bool, scaled: bool) -> ModelConfig:
+    kind = fields.take("feed_forward_proj", feed_forward)
     if kind not in FEED_FORWARD:
         raise UserError(
             f"config.json has feed_forward_proj={kind!r}; t5x_lite knows {', '.join(FEED_FORWARD)}."
@@ -26,10 +49,6 @@ def read(fields: Fields) -> ModelConfig:
     for derived in ("dense_act_fn", "is_gated_act"):
         fields.take(derived, None)
     activation, gated = FEED_FORWARD[kind]
-    # Version 5 of transformers always writes that the head is tied, and a field of its own for the
-    # scale that T5 1.0 puts before a tied head; whether there is a head then only the tensors say.
-    tied = fields.take("tie_word_embeddings", True)
-    scaled = fields.take("scale_decoder_outputs", tied)
     if fields.tensors is not None:
         tied = "lm_head.weight" not in fields.tensors
     layers = fields.take("num_layers")
@@ -52,13 +71,29 @@ def read(fields: Fields) -> ModelConfig:
 
 
 def write(model: ModelConfig) -> dict:
-    """The config.json of a model."""
-    block, positions = model.encoder.blocks[0], model.encoder.positions
+    """The config.json of a T5 model."""
+    tied, scaled = model.head.tied, model.head.scale != 1.0
+    config = _write(model, "t5", "T5ForConditionalGeneration")
+    return config | ({"scale_decoder_outputs": scaled} if scaled != tied else {})
+
+
+def write_mt5(model: ModelConfig) -> dict:
+    """The config.json of an mT5 model."""
+    return _write(model, "mt5", "MT5ForConditionalGeneration")
+
+
+def write_umt5(model: ModelConfig) -> dict:
+    """The config.json of a umT5 model."""
+    return write(model) | _write(model, "umt5", "UMT5ForConditionalGeneration")
+
+
+def _write(model: ModelConfig, model_type: str, architecture: str) -> dict:
+    block = model.encoder.blocks[0]
+    positions = model.encoder.positions or block.attention.positions
     kinds = {kind: name for name, kind in FEED_FORWARD.items()}
-    scaled = model.head.scale != 1.0
     return {
-        "model_type": "t5",
-        "architectures": ["T5ForConditionalGeneration"],
+        "model_type": model_type,
+        "architectures": [architecture],
         "d_model": model.width,
         "num_layers": model.encoder.layers,
         "num_decoder_layers": model.decoder.layers,
@@ -67,7 +102,6 @@ def write(model: ModelConfig) -> dict:
         "d_ff": block.ffn.hidden,
         "feed_forward_proj": kinds[block.ffn.activation, block.ffn.gated],
         "tie_word_embeddings": model.head.tied,
-        **({"scale_decoder_outputs": scaled} if scaled != model.head.tied else {}),
         "relative_attention_num_buckets": positions.buckets,
         "relative_attention_max_distance": positions.max_distance,
         "layer_norm_epsilon": block.residual.norm.epsilon,
@@ -108,6 +142,7 @@ def _stack_rules(stack: str, attentions: list[str], gated: bool) -> list[Rule]:
     return [
         *rules,
         Rule(f"{stack}/positions/embedding", bias.format(layer=0)),
+        Rule(f"{ours}/attention/positions/embedding", bias),  # umT5
         Rule(f"{ours}/ffn/gate/kernel", f"{dense}.wi_0.weight", Linear()),
         Rule(f"{ours}/ffn/up/kernel", f"{dense}.wi_1.weight" if gated else f"{dense}.wi.weight",
              Linear()),
@@ -117,8 +152,8 @@ def _stack_rules(stack: str, attentions: list[str], gated: bool) -> list[Rule]:
     ]  # fmt: skip
 
 
-FAMILIES = {
-    "t5": Family(
+def _family(read, write) -> Family:
+    return Family(
         read,
         write,
         rules,
@@ -128,6 +163,7 @@ FAMILIES = {
             "initializer_factor": "of training from scratch",
             "n_positions": "relative positions have no end",
             "output_past": "an option of a call",
+            "scalable_attention": "how umT5's trainer stored what was converted from it",
         },
         ignored_tensors={
             r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight": (
@@ -140,4 +176,10 @@ FAMILIES = {
             "lm_head.weight": "shared.weight",
         },
     )
+
+
+FAMILIES = {
+    "t5": _family(read, write),
+    "mt5": _family(read_mt5, write_mt5),
+    "umt5": _family(read_umt5, write_umt5),
 }

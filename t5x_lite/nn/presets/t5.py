@@ -1,7 +1,11 @@
-"""T5 1.0 (Raffel et al. 2020) and T5 1.1 (Shazeer 2020; google-research/text-to-text-transfer).
+"""T5 1.0 (Raffel et al. 2020), T5 1.1 (Shazeer 2020; google-research/text-to-text-transfer), heirs.
 
-1.1 differs in a gated GELU for ReLU, in embeddings that the head doesn't share, and in sizes.
+1.1 differs in a gated GELU for ReLU, in embeddings that the head doesn't share, and in sizes. Its
+form is that of Flan-T5 (Chung et al. 2022), mT5 (Xue et al. 2021), ByT5 (Xue et al. 2022) and, with
+a bias of its own in every layer, umT5 (Chung et al. 2023).
 """
+
+import dataclasses
 
 from t5x_lite.nn.attention import AttentionConfig
 from t5x_lite.nn.config import BlockConfig, ModelConfig, StackConfig
@@ -39,6 +43,30 @@ SIZES_1_1 = {
 }
 
 
+def _multilingual(vocab_size):
+    """T5 1.1's sizes with a vocabulary for many languages."""
+    return {
+        size: row if size == "tiny" else {**row, "vocab_size": vocab_size}
+        for size, row in SIZES_1_1.items()
+    }
+
+
+MT5_SIZES = _multilingual(250_112)
+UMT5_SIZES = _multilingual(256_384)
+del UMT5_SIZES["large"]  # never trained
+# Bytes are easy to embed and many to read: the encoder is three times as deep as the decoder
+# (ByT5, §3.1).
+BYT5_SIZES = {
+    "tiny": {**_size(128, 3, 4, 32, 256, 4096), "decoder_layers": 1},
+    "small": {**_size(1472, 12, 6, 64, 3584, 384), "decoder_layers": 4},
+    "base": {**_size(1536, 18, 12, 64, 3968, 384), "decoder_layers": 6},
+    "large": {**_size(1536, 36, 16, 64, 3840, 384), "decoder_layers": 12},
+    "xl": {**_size(2560, 36, 32, 64, 6720, 384), "decoder_layers": 12},
+    "xxl": {**_size(4672, 36, 64, 64, 12_352, 384), "decoder_layers": 12},
+}
+_FORM_1_1 = {"activation": "gelu_tanh", "gated": True, "tied": False, "scaled": False}
+
+
 def t5_1_0(
     size: str = "small",
     dropout: float | int = 0.1,
@@ -62,8 +90,63 @@ def t5_1_1(
 ) -> ModelConfig:
     """T5 1.1: gated GELU, a head of its own; pre-trained without dropout."""
     row = published(SIZES_1_1, "t5_1_1", size, **shape)
-    kind = {"activation": "gelu_tanh", "gated": True, "tied": False, "scaled": False}
-    return t5(**row, **kind, dropout=dropout, dtype=dtype, scan=scan, remat=remat)
+    return t5(**row, **_FORM_1_1, dropout=dropout, dtype=dtype, scan=scan, remat=remat)
+
+
+def flan_t5(size: str = "small", dropout: float | int = 0.05, **overrides) -> ModelConfig:
+    """Flan-T5: T5 1.1, fine-tuned on instructions with a little dropout (§E, table 22)."""
+    return t5_1_1(size, dropout=dropout, **overrides)
+
+
+def mt5(
+    size: str = "small",
+    dropout: float | int = 0.0,
+    dtype: str = "float32",
+    scan: bool = True,
+    remat: str = "none",
+    **shape: int | None,
+) -> ModelConfig:
+    """mT5: T5 1.1 with a vocabulary for 101 languages."""
+    row = published(MT5_SIZES, "mt5", size, **shape)
+    return t5(**row, **_FORM_1_1, dropout=dropout, dtype=dtype, scan=scan, remat=remat)
+
+
+def byt5(
+    size: str = "small",
+    dropout: float | int = 0.0,
+    dtype: str = "float32",
+    scan: bool = True,
+    remat: str = "none",
+    **shape: int | None,
+) -> ModelConfig:
+    """ByT5: T5 1.1 over bytes, with a deep encoder and a shallow decoder."""
+    row = published(BYT5_SIZES, "byt5", size, **shape)
+    return t5(**row, **_FORM_1_1, dropout=dropout, dtype=dtype, scan=scan, remat=remat)
+
+
+def umt5(
+    size: str = "small",
+    dropout: float | int = 0.0,
+    dtype: str = "float32",
+    scan: bool = True,
+    remat: str = "none",
+    **shape: int | None,
+) -> ModelConfig:
+    """umT5: mT5 with a relative bias of its own in every layer."""
+    row = published(UMT5_SIZES, "umt5", size, **shape)
+    model = t5(**row, **_FORM_1_1, dropout=dropout, dtype=dtype, scan=scan, remat=remat)
+    return bias_per_layer(model)
+
+
+def bias_per_layer(model: ModelConfig) -> ModelConfig:
+    """The model of `t5` with the relative bias of each stack moved into its every layer."""
+
+    def moved(stack):
+        attention = dataclasses.replace(stack.block.attention, positions=stack.positions)
+        block = dataclasses.replace(stack.block, attention=attention)
+        return dataclasses.replace(stack, positions=None, block=block)
+
+    return dataclasses.replace(model, encoder=moved(model.encoder), decoder=moved(model.decoder))
 
 
 def t5(

@@ -1,0 +1,239 @@
+"""The verbs of conversion: there and back, training on, and every kind of broken source."""
+
+import importlib.util
+import json
+import pathlib
+import shutil
+import subprocess
+import sys
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from t5x_lite import cli
+from t5x_lite.checkpoint import Checkpointer
+from t5x_lite.errors import UserError
+from t5x_lite.hub.convert import from_hf, to_hf
+from t5x_lite.tensors import flatten
+from t5x_lite.train import loop
+from t5x_lite.train.restore import restore_params
+
+HERE = pathlib.Path(__file__).parent
+GOLDEN = HERE / "golden"
+SPEC = importlib.util.spec_from_file_location("resumable", HERE.parent / "train" / "resumable.py")
+resumable = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(resumable)
+
+
+@pytest.fixture
+def source(tmp_path):
+    """A published Llama to break."""
+    return pathlib.Path(shutil.copytree(GOLDEN / "llama", tmp_path / "source"))
+
+
+def edit_config(source, **changes):
+    path = source / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def edit_tensors(source, change):
+    path = source / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path)
+
+
+def shard(source):
+    """Splits the tensors over two files."""
+    tensors = load_file(source / "model.safetensors")
+    (source / "model.safetensors").unlink()
+    files = {name: f"part-{n % 2}.safetensors" for n, name in enumerate(sorted(tensors))}
+    for file in set(files.values()):
+        save_file({n: tensors[n] for n in tensors if files[n] == file}, source / file)
+    index = {"weight_map": files}
+    (source / "model.safetensors.index.json").write_text(json.dumps(index))
+
+
+def only_a_pickle(source):
+    (source / "model.safetensors").unlink()
+    (source / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+
+
+def truncate(source):
+    path = source / "model.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def corrupt_header(source):
+    path = source / "model.safetensors"
+    path.write_bytes(b"\xff" * 8 + path.read_bytes()[8:])
+
+
+def lose_a_shard(source):
+    shard(source)
+    (source / "part-1.safetensors").unlink()
+
+
+UP = "model.layers.1.mlp.up_proj.weight"
+BROKEN = {
+    "no config": (lambda s: (s / "config.json").unlink(), "config.json cannot be read"),
+    "not JSON": (lambda s: (s / "config.json").write_text("{"), "config.json isn't JSON"),
+    "unknown family": (
+        lambda s: edit_config(s, model_type="mamba"),
+        "model_type 'mamba' is unknown",
+    ),
+    "unknown field": (lambda s: edit_config(s, hyper=3), "doesn't know: hyper=3"),
+    "unknown value": (lambda s: edit_config(s, hidden_act="relu"), "hidden_act='relu'"),
+    "unknown scaling": (
+        lambda s: edit_config(s, rope_parameters={"rope_type": "spiral", "rope_theta": 1e4}),
+        "'spiral'",
+    ),
+    "missing field": (lambda s: edit_config(s, hidden_size=None), "no 'hidden_size'"),
+    "sizes that don't divide": (
+        lambda s: edit_config(s, num_key_value_heads=3),
+        "heads=4 must be a multiple of kv_heads=3",
+    ),
+    "missing tensor": (lambda s: edit_tensors(s, lambda t: t.pop(UP)), UP),
+    "unused tensor": (
+        lambda s: edit_tensors(s, lambda t: t.update(more=t[UP])),
+        "more. config.json",
+    ),
+    "other shape": (
+        lambda s: edit_tensors(s, lambda t: t.update({UP: t[UP][:-1].copy()})),
+        f"{UP} in ",
+    ),
+    "other dtype": (
+        lambda s: edit_tensors(s, lambda t: t.update({UP: t[UP].astype(np.int8)})),
+        "is int8; weights must be float32",
+    ),
+    "truncated": (truncate, "model.safetensors is truncated or corrupt"),
+    "corrupt": (corrupt_header, "model.safetensors is truncated or corrupt"),
+    "lost shard": (lose_a_shard, "lacks part-1.safetensors, which holds"),
+    "pickle": (only_a_pickle, "pytorch_model.bin, which is a pickle and could run code"),
+    "no weights": (lambda s: (s / "model.safetensors").unlink(), "has neither model.safetensors"),
+}
+
+
+@pytest.mark.parametrize("kind", BROKEN)
+def test_a_broken_source_is_one_line_and_leaves_nothing(source, tmp_path, kind, capsys):
+    change, message = BROKEN[kind]
+    change(source)
+    assert cli.main(["convert", "from-hf", str(source), str(tmp_path / "run")]) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1
+    assert message in error
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_what_is_there_is_left_alone(source, tmp_path, capsys):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "mine").write_text("x")
+    for verb in ("from-hf", "to-hf"):
+        given = str(source)
+        if verb == "to-hf":
+            given = str(tmp_path / "converted")
+            from_hf(str(source), given)
+        assert cli.main(["convert", verb, given, str(tmp_path / "run")]) == 2
+        assert "is there already" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == ["mine"]
+
+
+@pytest.mark.parametrize("name", [".", "../nowhere/", "/nowhere", "a/b/c"])
+def test_a_source_that_is_no_folder_is_refused(name, tmp_path):
+    with pytest.raises(UserError, match=r"config\.json"):
+        from_hf(name, str(tmp_path / "run"))
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_shards_of_any_float_dtype_come_back_bit_for_bit(source, tmp_path, dtype):
+    import ml_dtypes
+
+    kinds = {"bfloat16": np.dtype(ml_dtypes.bfloat16), "float16": np.dtype(np.float16)}
+    of = {UP: np.dtype(np.float32)}  # one stays apart, as a router's bias does
+    edit_tensors(
+        source, lambda t: t.update({n: v.astype(of.get(n, kinds[dtype])) for n, v in t.items()})
+    )
+    edit_config(source, dtype=dtype)
+    before = load_file(source / "model.safetensors")
+    shard(source)
+    assert cli.main(["convert", "from-hf", str(source), str(tmp_path / "run")]) == 0
+    assert cli.main(["convert", "to-hf", str(tmp_path / "run"), str(tmp_path / "out")]) == 0
+    after = load_file(tmp_path / "out" / "model.safetensors")
+    assert set(after) == set(before)
+    for name, value in before.items():
+        assert after[name].dtype == value.dtype == of.get(name, kinds[dtype])
+        assert after[name].tobytes() == value.tobytes()
+
+
+def test_large_models_are_written_in_shards(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("t5x_lite.hub.convert.SHARD_BYTES", 4000)
+    model = from_hf(str(source), str(tmp_path / "run"))
+    to_hf(model, str(tmp_path / "run"), str(tmp_path / "out"))
+    index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
+    before, files = load_file(source / "model.safetensors"), set(index["weight_map"].values())
+    assert len(files) > 2
+    assert set(index["weight_map"]) == set(before)
+    for file in files:
+        for name, value in load_file(tmp_path / "out" / file).items():
+            assert index["weight_map"][name] == file
+            np.testing.assert_array_equal(value, before[name])
+    again = from_hf(str(tmp_path / "out"), str(tmp_path / "again"))
+    assert again == model
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run of three steps that keeps no average, exported and converted."""
+    folder = tmp_path_factory.mktemp("trained")
+    (folder / "data").mkdir()
+    arguments = resumable.arguments(folder / "data", folder / "run", "gpt2")
+    arguments |= {"steps": 3, "microbatches": 1, "ema_decay": None, "eval_period": None}
+    loop.train(**arguments)
+    to_hf(arguments["model"], arguments["model_dir"], str(folder / "out"))
+    from_hf(str(folder / "out"), str(folder / "converted"))
+    return folder, arguments
+
+
+def test_a_run_of_ones_own_goes_out_and_comes_back(trained):
+    folder, arguments = trained
+    before, _ = restore_params(arguments["model"], arguments["model_dir"])
+    shape = resumable.SHAPES["gpt2"]
+    model = resumable.PRESETS["gpt2"]("small", **shape)
+    after, step = restore_params(model, str(folder / "converted"))
+    assert step == 0
+    for path, value in flatten(before).items():
+        rows = shape["vocab_size"] if path == "embedder/embedding" else None  # not its padding
+        np.testing.assert_array_equal(flatten(after)[path][:rows], value[:rows], err_msg=path)
+
+
+def losses(model_dir):
+    rows = [json.loads(line) for line in (pathlib.Path(model_dir) / "metrics.jsonl").open()]
+    return [row["loss"] for row in rows if "loss" in row]
+
+
+def test_training_begins_with_converted_parameters(trained, tmp_path):
+    folder, arguments = trained
+    # In the converted folder itself, and in one of its own; a run without them begins elsewhere.
+    own = pathlib.Path(shutil.copytree(folder / "converted", tmp_path / "own"))
+    runs = {own: {}, tmp_path / "new": {"init_from": str(folder / "converted")}, tmp_path / "x": {}}
+    for model_dir, more in runs.items():
+        loop.train(**arguments | {"model_dir": str(model_dir), "steps": 2, **more})
+    assert losses(own) == losses(tmp_path / "new")
+    assert losses(tmp_path / "x")[0] > losses(own)[0] + 0.01
+    with Checkpointer(own / "checkpoints", read_only=True) as checkpoints:
+        assert checkpoints.all_steps() == [0, 2]
+    # Resumed, it goes on from its own checkpoint.
+    loop.train(**arguments | {"model_dir": str(own), "steps": 3})
+    assert len(losses(own)) == 3
+
+
+def test_the_command_needs_no_more_than_the_folder(trained, tmp_path):
+    folder, _ = trained
+    command = [sys.executable, "-m", "t5x_lite", "convert", "to-hf", "converted", "exported"]
+    shutil.copytree(folder / "converted", tmp_path / "converted")
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    a, b = (load_file(f / "model.safetensors") for f in (folder / "out", tmp_path / "exported"))
+    assert jax.tree.all(jax.tree.map(np.array_equal, a, b))
