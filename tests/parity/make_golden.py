@@ -38,7 +38,7 @@ def make(case) -> None:
     batch = {name: value[[0, 2]] for name, value in batches["right"].items()}
     arrays = {f"batch/{name}": value for name, value in batch.items()}
     arrays |= {f"out/{name}": value for name, value in reference.outputs(model, batch).items()}
-    if reference.generates(model):
+    if reference.generates(case.model):
         arrays["greedy"] = reference.greedy(
             model, batch | {"mask": np.ones_like(batch["mask"])}, 16
         )

@@ -72,13 +72,12 @@ def kind_of(model) -> str:
     if model.config.is_encoder_decoder:
         return "encoder-decoder"
     # `score` is what a decoder's classifier is called, and no encoder's.
-    causal = generates(model) or hasattr(model, "score")
+    causal = generates(type(model).__name__) or hasattr(model, "score")
     return "decoder-only" if causal else "encoder-only"
 
 
-def generates(model) -> bool:
-    """Whether it has a head that predicts the next token."""
-    name = type(model).__name__
+def generates(name: str) -> bool:
+    """Whether a class of this name has a head that predicts the next token."""
     heads = ("ForCausalLM", "LMHead", "ForConditionalGeneration", "MTModel")
     return any(part in name for part in heads)
 

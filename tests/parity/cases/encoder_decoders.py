@@ -10,6 +10,10 @@ T5_1_1 = {**T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
 
 CASES = [
     Case("t5", "T5ForConditionalGeneration", T5, golden=True, quick=True),
-    Case("t5-depths", "T5ForConditionalGeneration", {**T5, "num_decoder_layers": 3, "d_kv": 5}),
+    Case(
+        "t5-depths",
+        "T5ForConditionalGeneration",
+        {**T5, "num_layers": 3, "num_decoder_layers": 2, "d_kv": 5},
+    ),
     Case("t5-1-1", "T5ForConditionalGeneration", T5_1_1, golden=True, quick=True),
 ]
