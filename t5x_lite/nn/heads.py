@@ -369,7 +369,7 @@ class _SentenceEmbedding(nn.Module):
     def __call__(self, x_BTD: Float[Array, "B T D"], inputs: HeadInputs) -> Output:
         pooled_BD = pool(x_BTD, inputs.segments_BT, self.config.pooling).astype(jnp.float32)
         if self.config.normalized:
-            # The floor keeps the gradient of a row of zeros finite.
+            # The floor keeps a row of zeros, which is all padding, zeros.
             square_B1 = jnp.sum(jnp.square(pooled_BD), axis=1, keepdims=True)
             pooled_BD = pooled_BD * jax.lax.rsqrt(jnp.maximum(square_B1, 1e-24))
         return Output(x_BTD, aux={"embedding": pooled_BD})

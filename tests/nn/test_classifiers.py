@@ -139,18 +139,22 @@ def test_embeddings_have_length_one_where_asked(models):
     assert models.relative(given * np.linalg.norm(mean, axis=1, keepdims=True), mean) < 1e-5
 
 
-def test_a_row_of_padding_has_a_finite_gradient(models):
+def test_a_row_of_padding_is_embedded_as_zeros_with_finite_gradients(models):
     config = topped(models, "embedding")
     params, batch = models.random_params(config), models.packed_batch(config)
     batch["segments"] = batch["segments"].at[0].set(0)
 
     @jax.jit
-    def gradient(params):
-        return jax.grad(
-            lambda p: jnp.sum(models.forward(config)(p, batch).aux["embedding"] ** 3)
-        )(params)  # fmt: skip
+    def both(params):
+        def total(params):
+            embedding = models.forward(config)(params, batch).aux["embedding"]
+            return jnp.sum(embedding**3), embedding
 
-    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves(gradient(params)))
+        return jax.grad(total, has_aux=True)(params)
+
+    gradient, embedding = both(params)
+    np.testing.assert_array_equal(embedding[0], np.zeros(32))
+    assert all(np.all(np.isfinite(leaf)) for leaf in jax.tree.leaves((gradient, embedding)))
 
 
 def test_a_reward_is_one_label_of_the_last_token(models):
