@@ -6,14 +6,15 @@ import dataclasses
 import json
 import os
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import ml_dtypes
 import numpy as np
 from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from t5x_lite.checkpoint import write_one_by_one
 from t5x_lite.data import imported
@@ -45,6 +46,7 @@ DTYPES = {
 _STORED = {"F32": "float32", "F16": "float16", "BF16": "bfloat16", "F64": "float32"}
 TASKS = {"decoder-only": "causal_lm", "encoder-only": "masked_lm",
          "encoder-decoder": "span_corruption"}  # fmt: skip
+T = TypeVar("T")
 EVAL_ROWS, EVAL_LENGTH = 8, 512  # what eval does with a converted model, if nothing else is said
 # A safetensors file holds tensors up to the largest one's size, or this much.
 SHARD_BYTES = 256 << 20
@@ -70,7 +72,7 @@ def from_hf(source: str, destination: str, console: Console | None = None) -> Mo
     with _beside(destination) as target, Tensors(folder) as tensors:
         model = sentence.with_head(read_config(config, tensors.names), folder)
         vocabulary = _vocabulary(model, folder)
-        params = weights.load(model, family, tensors)
+        params = _shown(weights.load(model, family, tensors), "tensors read", console)
         leaves = ((f"params/{path}", jax.device_put(leaf)) for path, leaf in params)
         meta = {
             "model": model_identity(model),
@@ -155,6 +157,7 @@ def to_hf(
     model = parameters.scanned(model)
     with _beside(destination) as target, Stored(model, model_dir, step) as stored:
         tensors = weights.save(model, family, lambda path: np.asarray(stored.read(path)))
+        tensors = _shown(tensors, "tensors written", console)
         most, others = dtypes["most"], dtypes["others"]
         cast = ((n, value.astype(DTYPES[others.get(n, most)])) for n, value in tensors)
         write_tensors(target, cast, SHARD_BYTES)
@@ -165,6 +168,14 @@ def to_hf(
         _copy(Path(model_dir) / PUBLISHED, target, TOKENIZER_FILES)
     console.print(f"{destination}: {config['architectures'][0]}, step {stored.step}, {most}",
                   highlight=False, soft_wrap=True)  # fmt: skip
+
+
+def _shown(items: Iterable[T], what: str, console: Console) -> Iterable[T]:
+    """Counts on a terminal what goes by: many GB take minutes."""
+    columns = (SpinnerColumn(), TextColumn("{task.completed} {task.description}"),
+               TimeElapsedColumn())  # fmt: skip
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as p:
+        yield from p.track(items, description=what)
 
 
 def _dtypes(tensors: Tensors) -> dict[str, Any]:
