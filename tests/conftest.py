@@ -15,6 +15,8 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_backend_optimization_level=0",
         # The emitters compile for three times as long; from 0.11 on there is no way around them.
         *(["--xla_cpu_use_fusion_emitters=false"] if JAXLIB < (0, 11) else []),
+        # Eight devices that wait for each other on two busy cores may take more than 40 s.
+        "--xla_cpu_collective_call_terminate_timeout_seconds=200",
         "--xla_llvm_disable_expensive_passes=true",
     ]
 )
