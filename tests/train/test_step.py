@@ -131,9 +131,11 @@ def assert_same_run(found, expected):
     # Layers are stacked in both; the moments are compared with the parameters.
     found, expected = (leaves(to_tree(run[-1][1].replace(ema={}))) for run in (found, expected))
     assert found.keys() == expected.keys()
-    # An element in thousands, whose gradient is small, moves by 1.3e-5 more or less: AdamW divides
+    # One element in thousands, whose gradient is small, moves by 1.3e-5 more or less: AdamW divides
     # gradients by their own size, rounding included. A step is up to 1e-2.
     for path, value in expected.items():
+        close = np.isclose(found[path], value, rtol=1e-4, atol=1e-5)
+        assert np.mean(~close) <= 1e-3, path
         np.testing.assert_allclose(found[path], value, rtol=1e-4, atol=3e-5, err_msg=path)
 
 
