@@ -112,7 +112,9 @@ def outputs(model, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         names = {"encoder_hidden_states": "encoder_layers", "decoder_hidden_states": "layers"}
     for theirs, ours in names.items():
         # The first is the embedding; the last has the stack's final norm.
-        result[ours] = np.stack([layer.numpy() for layer in out[theirs][1:-1]])
+        layers = [layer.numpy() for layer in out[theirs][1:-1]]
+        if layers:
+            result[ours] = np.stack(layers)
     return result
 
 

@@ -8,6 +8,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from t5x_lite.errors import UserError
+from t5x_lite.nn.config import BlockConfig, ModelConfig, Pattern, StackConfig
+from t5x_lite.nn.embedders import TokenEmbedder
+from t5x_lite.nn.heads import LMHead
+from t5x_lite.nn.layers import Initializer, Normal, NormConfig
+from t5x_lite.nn.positions import PositionsConfig
 
 
 def published(
@@ -37,3 +42,37 @@ def head_dim(width: int, heads: int) -> int:
     if heads < 1 or width % heads:
         raise UserError(f"width={width} must be a multiple of heads={heads}.")
     return width // heads
+
+
+def decoder_only(
+    row: Mapping[str, Any],
+    block: BlockConfig | Pattern,
+    norm: NormConfig,
+    positions: PositionsConfig | None = None,
+    head: LMHead | None = None,
+    embedder: TokenEmbedder | None = None,
+    init: Initializer | None = None,
+    input_dropout: float | int = 0.0,
+    **compiled: Any,
+) -> ModelConfig:
+    """A decoder of the row's layers, width and vocabulary, with `norm` after the last layer.
+
+    Where none are given, positions are the row's, its `tied` makes the head, and the initialiser is
+    Normal(0.02). `compiled` is how the model is computed: dtype, scan, remat.
+    """
+    return ModelConfig(
+        vocab_size=row["vocab_size"],
+        width=row["width"],
+        embedder=embedder or TokenEmbedder(),
+        head=head or LMHead(tied=row["tied"]),
+        decoder=StackConfig(
+            layers=row["layers"],
+            block=block,
+            causal=True,
+            positions=positions or row["positions"],
+            input_dropout=input_dropout,
+            final_norm=norm,
+        ),
+        init=init or Normal(0.02),
+        **compiled,
+    )

@@ -2,15 +2,13 @@
 
 from typing import Any
 
-from t5x_lite.nn.config import BlockConfig, ModelConfig, Pattern, StackConfig
-from t5x_lite.nn.embedders import TokenEmbedder
+from t5x_lite.nn.config import BlockConfig, ModelConfig, Pattern
 from t5x_lite.nn.ffn import MLPConfig
-from t5x_lite.nn.heads import LMHead
-from t5x_lite.nn.layers import Normal, RMSNorm
+from t5x_lite.nn.layers import RMSNorm
 from t5x_lite.nn.mla import MLAConfig
 from t5x_lite.nn.moe import GroupLimit, MoEConfig, RouterConfig, SigmoidRouter, SoftmaxRouter
 from t5x_lite.nn.positions import Rotary, YarnRotary
-from t5x_lite.nn.presets import published
+from t5x_lite.nn.presets import decoder_only, published
 from t5x_lite.nn.residual import PreNorm
 
 
@@ -102,18 +100,5 @@ def _deepseek(
     )
     residual, dense = PreNorm(norm, dropout), mlp(row["hidden"], row["mlp_bias"])
     first = (BlockConfig(attention, dense, residual),) * row["dense_layers"]
-    return ModelConfig(
-        vocab_size=row["vocab_size"],
-        width=row["width"],
-        embedder=TokenEmbedder(),
-        head=LMHead(tied=row["tied"]),
-        decoder=StackConfig(
-            layers=row["layers"],
-            block=Pattern((BlockConfig(attention, moe, residual),), first),
-            causal=True,
-            positions=positions,
-            final_norm=norm,
-        ),
-        init=Normal(0.02),
-        **compiled,
-    )
+    pattern = Pattern((BlockConfig(attention, moe, residual),), first)
+    return decoder_only(row, pattern, norm, **compiled)

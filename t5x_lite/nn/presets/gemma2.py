@@ -4,13 +4,13 @@ from typing import Any
 
 from t5x_lite.nn.attention import AttentionConfig
 from t5x_lite.nn.blocks import BlockConfig, Pattern
-from t5x_lite.nn.config import ModelConfig, StackConfig
+from t5x_lite.nn.config import ModelConfig
 from t5x_lite.nn.embedders import TokenEmbedder
 from t5x_lite.nn.ffn import MLPConfig
 from t5x_lite.nn.heads import LMHead
-from t5x_lite.nn.layers import Normal, OffsetRMSNorm
+from t5x_lite.nn.layers import OffsetRMSNorm
 from t5x_lite.nn.positions import Rotary
-from t5x_lite.nn.presets import published
+from t5x_lite.nn.presets import decoder_only, published
 from t5x_lite.nn.residual import SandwichNorm
 
 
@@ -55,20 +55,9 @@ def gemma2(
         )  # fmt: skip
         return BlockConfig(attention, mlp, SandwichNorm(norm, dropout))
 
-    return ModelConfig(
-        vocab_size=row["vocab_size"],
-        width=row["width"],
-        embedder=TokenEmbedder(scale=row["width"] ** 0.5),
+    return decoder_only(
+        row, Pattern((block(row["window"]), block(None))), norm,
         head=LMHead(tied=True, soft_cap=head_cap),
-        decoder=StackConfig(
-            layers=row["layers"],
-            block=Pattern((block(row["window"]), block(None))),
-            causal=True,
-            positions=row["positions"],
-            final_norm=norm,
-        ),
-        init=Normal(0.02),
-        dtype=dtype,
-        scan=scan,
-        remat=remat,
-    )
+        embedder=TokenEmbedder(scale=row["width"] ** 0.5),
+        dtype=dtype, scan=scan, remat=remat,
+    )  # fmt: skip

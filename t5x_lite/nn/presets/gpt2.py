@@ -1,13 +1,12 @@
 """GPT-2 (Radford et al. 2019)."""
 
 from t5x_lite.nn.attention import AttentionConfig
-from t5x_lite.nn.config import BlockConfig, ModelConfig, StackConfig
-from t5x_lite.nn.embedders import TokenEmbedder
+from t5x_lite.nn.config import BlockConfig, ModelConfig
 from t5x_lite.nn.ffn import MLPConfig
 from t5x_lite.nn.heads import LMHead
 from t5x_lite.nn.layers import LayerNorm, Normal
 from t5x_lite.nn.positions import LearnedPositions
-from t5x_lite.nn.presets import head_dim, published
+from t5x_lite.nn.presets import decoder_only, head_dim, published
 from t5x_lite.nn.residual import PreNorm
 
 
@@ -42,21 +41,9 @@ def gpt2(
         heads, head_dim(width, heads), bias=True, out_bias=True, dropout=dropout
     )
     mlp = MLPConfig(row["hidden"] or 4 * width, "gelu_tanh", bias=True)
-    return ModelConfig(
-        vocab_size=row["vocab_size"],
-        width=width,
-        embedder=TokenEmbedder(),
-        head=LMHead(tied=True),
-        decoder=StackConfig(
-            layers=row["layers"],
-            block=BlockConfig(attention, mlp, PreNorm(norm, dropout)),
-            causal=True,
-            positions=LearnedPositions(row["positions"]),
-            input_dropout=dropout,
-            final_norm=norm,
-        ),
-        init=Normal(0.02, depth_scaled=True),
-        dtype=dtype,
-        scan=scan,
-        remat=remat,
-    )
+    block = BlockConfig(attention, mlp, PreNorm(norm, dropout))
+    return decoder_only(
+        row, block, norm, LearnedPositions(row["positions"]), LMHead(tied=True),
+        init=Normal(0.02, depth_scaled=True), input_dropout=dropout,
+        dtype=dtype, scan=scan, remat=remat,
+    )  # fmt: skip

@@ -2,13 +2,12 @@
 
 from t5x_lite.nn.attention import AttentionConfig
 from t5x_lite.nn.blocks import BlockConfig, Pattern
-from t5x_lite.nn.config import ModelConfig, StackConfig
-from t5x_lite.nn.embedders import TokenEmbedder
+from t5x_lite.nn.config import ModelConfig
 from t5x_lite.nn.ffn import MLPConfig
 from t5x_lite.nn.heads import LMHead
 from t5x_lite.nn.layers import LayerNorm, Normal
 from t5x_lite.nn.positions import LearnedPositions
-from t5x_lite.nn.presets import published
+from t5x_lite.nn.presets import decoder_only, published
 from t5x_lite.nn.residual import PreNorm
 
 
@@ -64,21 +63,9 @@ def gpt3(
         )
         return BlockConfig(attention, mlp, PreNorm(norm, dropout))
 
-    return ModelConfig(
-        vocab_size=row["vocab_size"],
-        width=width,
-        embedder=TokenEmbedder(),
-        head=LMHead(tied=True),
-        decoder=StackConfig(
-            layers=row["layers"],
-            block=Pattern((block(None), block(row["window"]))),
-            causal=True,
-            positions=LearnedPositions(row["positions"]),
-            input_dropout=dropout,
-            final_norm=norm,
-        ),
-        init=Normal(0.02, depth_scaled=True),
-        dtype=dtype,
-        scan=scan,
-        remat=remat,
-    )
+    return decoder_only(
+        row, Pattern((block(None), block(row["window"]))), norm,
+        LearnedPositions(row["positions"]), LMHead(tied=True),
+        init=Normal(0.02, depth_scaled=True), input_dropout=dropout,
+        dtype=dtype, scan=scan, remat=remat,
+    )  # fmt: skip

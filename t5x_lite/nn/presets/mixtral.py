@@ -3,14 +3,12 @@
 from typing import Any
 
 from t5x_lite.nn.attention import AttentionConfig
-from t5x_lite.nn.config import BlockConfig, ModelConfig, StackConfig
-from t5x_lite.nn.embedders import TokenEmbedder
+from t5x_lite.nn.config import BlockConfig, ModelConfig
 from t5x_lite.nn.ffn import MLPConfig
-from t5x_lite.nn.heads import LMHead
-from t5x_lite.nn.layers import Normal, RMSNorm
+from t5x_lite.nn.layers import RMSNorm
 from t5x_lite.nn.moe import MoEConfig, SoftmaxRouter
 from t5x_lite.nn.positions import Rotary
-from t5x_lite.nn.presets import head_dim, published
+from t5x_lite.nn.presets import decoder_only, head_dim, published
 from t5x_lite.nn.residual import PreNorm
 
 
@@ -50,20 +48,5 @@ def mixtral(
     )
     expert = MLPConfig(row["hidden"], "silu", gated=True)
     experts = MoEConfig(row["experts"], expert, SoftmaxRouter(row["top_k"]))
-    return ModelConfig(
-        vocab_size=row["vocab_size"],
-        width=row["width"],
-        embedder=TokenEmbedder(),
-        head=LMHead(tied=row["tied"]),
-        decoder=StackConfig(
-            layers=row["layers"],
-            block=BlockConfig(attention, experts, PreNorm(norm, dropout)),
-            causal=True,
-            positions=row["positions"],
-            final_norm=norm,
-        ),
-        init=Normal(0.02),
-        dtype=dtype,
-        scan=scan,
-        remat=remat,
-    )
+    block = BlockConfig(attention, experts, PreNorm(norm, dropout))
+    return decoder_only(row, block, norm, dtype=dtype, scan=scan, remat=remat)

@@ -3,13 +3,11 @@
 from typing import Any
 
 from t5x_lite.nn.attention import AttentionConfig
-from t5x_lite.nn.config import BlockConfig, ModelConfig, StackConfig
-from t5x_lite.nn.embedders import TokenEmbedder
+from t5x_lite.nn.config import BlockConfig, ModelConfig
 from t5x_lite.nn.ffn import MLPConfig
-from t5x_lite.nn.heads import LMHead
-from t5x_lite.nn.layers import Normal, RMSNorm
+from t5x_lite.nn.layers import RMSNorm
 from t5x_lite.nn.positions import LongRotary, Rotary
-from t5x_lite.nn.presets import head_dim, published
+from t5x_lite.nn.presets import decoder_only, head_dim, published
 from t5x_lite.nn.residual import PreNorm
 
 # From mini-128k's published config.json as of June 2024 (the release of April had others): what
@@ -71,20 +69,5 @@ def phi3(
         heads, head_dim(row["width"], heads), row["kv_heads"], dropout=dropout, window=row["window"]
     )
     mlp = MLPConfig(row["hidden"], "silu", gated=True)
-    return ModelConfig(
-        vocab_size=row["vocab_size"],
-        width=row["width"],
-        embedder=TokenEmbedder(),
-        head=LMHead(tied=row["tied"]),
-        decoder=StackConfig(
-            layers=row["layers"],
-            block=BlockConfig(attention, mlp, PreNorm(norm, dropout)),
-            causal=True,
-            positions=row["positions"],
-            final_norm=norm,
-        ),
-        init=Normal(0.02),
-        dtype=dtype,
-        scan=scan,
-        remat=remat,
-    )
+    block = BlockConfig(attention, mlp, PreNorm(norm, dropout))
+    return decoder_only(row, block, norm, dtype=dtype, scan=scan, remat=remat)

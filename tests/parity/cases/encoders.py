@@ -3,8 +3,8 @@
 from cases import Case
 
 BERT = {
-    "hidden_size": 16, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 24,
-    "vocab_size": 61, "max_position_embeddings": 32,
+    "hidden_size": 8, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 12,
+    "vocab_size": 41, "max_position_embeddings": 32,
 }  # fmt: skip
 
 CASES = [

@@ -4,19 +4,19 @@ from cases import Case
 
 # Small enough to be committed.
 T5 = {
-    "d_model": 8, "num_layers": 2, "num_heads": 3, "d_kv": 3, "d_ff": 12, "vocab_size": 41,
+    "d_model": 6, "num_layers": 2, "num_heads": 3, "d_kv": 3, "d_ff": 10, "vocab_size": 23,
     "relative_attention_num_buckets": 8, "relative_attention_max_distance": 12,
 }  # fmt: skip
 LARGER = {**T5, "d_model": 24, "num_layers": 3, "num_heads": 4, "d_kv": 6, "d_ff": 40}
 # Version 5 of transformers always ties; parity_heads.py compares the heads that aren't.
 FLAN = {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}
-BYT5 = {"num_layers": 3, "num_decoder_layers": 2, "vocab_size": 47}
+BYT5 = {"num_layers": 3, "num_decoder_layers": 2, "vocab_size": 25}
 # Ids of special tokens lie in the small vocabulary.
 IDS = {"pad_token_id": 1, "bos_token_id": 0, "eos_token_id": 2, "decoder_start_token_id": 2}
 BART = {
-    "d_model": 8, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
-    "decoder_attention_heads": 2, "encoder_ffn_dim": 12, "decoder_ffn_dim": 12, "vocab_size": 41,
-    "max_position_embeddings": 80, **IDS,
+    "d_model": 6, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 2,
+    "decoder_attention_heads": 2, "encoder_ffn_dim": 10, "decoder_ffn_dim": 10, "vocab_size": 23,
+    "max_position_embeddings": 70, **IDS,
 }  # fmt: skip
 UNEQUAL = {
     "d_model": 24, "encoder_layers": 3, "encoder_attention_heads": 4, "encoder_ffn_dim": 40,
