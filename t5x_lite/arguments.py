@@ -74,20 +74,63 @@ def build_parser() -> Parser:
 
 
 def _add_data_verbs(verbs: Any) -> None:
-    _add_verb(
-        _add_group(verbs, "data", "prepare the data of a task"),
+    data = _add_group(verbs, "data", "prepare the data of a task, and look at it")
+    verb = _add_verb(
+        data,
         "data prepare",
         "store a task's text, tokenizer and tokens",
-        "Does what is missing and says what is already there; safe to repeat. The model and the "
-        "length don't matter to it, so one preparation serves many runs.",
+        "Does what is missing and says what is already there; safe to repeat, and after a kill the "
+        "same command goes on. The model and the length don't matter to it, so one preparation "
+        "serves many runs.",
         "--gin_file runs/quickstart.gin",
     )
+    _add_workers(verb)
     _add_verb(
+        data,
+        "data curate",
+        "clean a corpus by rules",
+        "Writes what the rules keep to OUT/*.jsonl.gz, and OUT/report.md with what each of them "
+        "dropped (needs the extra [curate]). The same command goes on after a kill.",
+        "--gin_file curate/web.gin \"--gin.TEXT='my/*.jsonl'\" \"--gin.OUT='my/clean'\"",
+    )
+    _add_data_show(data)
+    verb = data.add_parser(
+        "list",
+        help="list the tasks that are shipped, and what is prepared",
+        description="Lists the task files that come with t5x_lite, and the data that is prepared.",
+        epilog="example:\n  t5x_lite data list",
+    )
+    verb.add_argument("--data_dir", default="data", metavar="DIR", help="default: data")
+    verb.set_defaults(verb="data list")
+    verb = _add_verb(
         _add_group(verbs, "tokenizer", "train the tokenizer of a task"),
         "tokenizer train",
         "train a task's tokenizer on its text",
         "Stores the text first where that is missing. `data prepare` does this and tokenises too.",
         "--gin_file tasks/causal_lm.gin --gin.VOCAB_SIZE=8192",
+    )
+    _add_workers(verb)
+
+
+def _add_data_show(data: Any) -> None:
+    verb = _add_verb(
+        data,
+        "data show",
+        "print rows of a task as a model sees them",
+        "Prints pieces, ids, targets, loss weights, segments and positions: look at them before "
+        "you train. The data must be prepared.",
+        "--gin_file runs/pretrain_t5.gin --rows 1",
+    )
+    add = verb.add_argument
+    add("--split", choices=("train", "validation"), help="default: train")
+    add("--rows", type=int, metavar="N", help="how many; default: 2")
+    add("--tokens", type=int, metavar="N", help="positions of each to print; default: 40; 0: all")
+    add("--first", type=int, metavar="N", help="the row to begin with; default: 0")
+
+
+def _add_workers(verb: Parser) -> None:
+    verb.add_argument(
+        "--workers", type=int, metavar="N", help="processes; default: one for each core"
     )
 
 
@@ -106,6 +149,12 @@ def _add_train(verbs: Any) -> None:
         action="store_true",
         help="print the table of parameters, without allocating any, and stop; needs no more than "
         "a model file: --gin_file models/t5_1_1/small.gin",
+    )
+    verb.add_argument(
+        "--allow_data_change",
+        action="store_true",
+        help="resume although the data, its order or the vocabulary changed since the checkpoint: "
+        "each task goes on as far into its epoch as it was",
     )
 
 
@@ -189,7 +238,7 @@ def _add_convert(verbs: Any) -> None:
         group,
         "convert to-hf",
         "a run's checkpoint to a folder that transformers loads",
-        "Writes config.json and safetensors, and the tokenizer where it was converted along.",
+        "Writes config.json, safetensors and the tokenizer.",
         "runs/gpt2 exported/gpt2",
     )
     verb.add_argument("model_dir", metavar="CKPT", help="where `train` or `convert` wrote")
@@ -197,6 +246,9 @@ def _add_convert(verbs: Any) -> None:
     _add_step(verb)
     verb.add_argument("--dtype", help="float32, float16 or bfloat16; default: as it was published, "
                       "or float32")  # fmt: skip
+    verb.add_argument("--tokenizer", choices=("exact", "nearest"),
+                      help="exact (default): one whose ids are the run's, or none; nearest: one "
+                      "that may cut rows of one character differently")  # fmt: skip
 
 
 def _add_verb(group: Any, name: str, what: str, more: str, example: str) -> Parser:

@@ -28,12 +28,31 @@ from t5x_lite.errors import UserError
 
 def prepare_data(args: argparse.Namespace) -> None:
     """Text, tokenizer and tokens of a task, whichever are missing."""
-    configure(args, "t5x_lite.data.prepare.prepare", task="%TASK")()
+    configure(args, "t5x_lite.data.prepare.prepare", task="%TASK")(**given(args, "workers"))
+
+
+def show_data(args: argparse.Namespace) -> None:
+    """The first rows of a task, as a model sees them."""
+    run = configure(args, "t5x_lite.data.show.show", task="%TASK")
+    run(**given(args, "split", "rows", "tokens", "first"))
+
+
+def list_data(args: argparse.Namespace) -> None:
+    """The tasks that are shipped, and what is prepared."""
+    from t5x_lite.data.show import list_data
+
+    list_data(CONFIGS, args.data_dir)
+
+
+def curate_data(args: argparse.Namespace) -> None:
+    """A corpus without what its rules drop, and a report of what they dropped."""
+    configure(args, "t5x_lite.data.curate.curate")()
 
 
 def train_tokenizer(args: argparse.Namespace) -> None:
     """The tokenizer of a task, and the text that it is trained on."""
-    configure(args, "t5x_lite.data.prepare.train_tokenizer", task="%TASK")()
+    run = configure(args, "t5x_lite.data.prepare.train_tokenizer", task="%TASK")
+    run(**given(args, "workers"))
 
 
 def train(args: argparse.Namespace) -> None:
@@ -46,7 +65,11 @@ def train(args: argparse.Namespace) -> None:
     run = configure(args, "t5x_lite.train.loop.train")
     config_text = gin.config_str()
     try:
-        run(model_dir=args.model_dir, config_text=config_text)
+        run(
+            model_dir=args.model_dir,
+            config_text=config_text,
+            allow_data_change=args.allow_data_change,
+        )
     except (KeyboardInterrupt, SystemExit):  # stopped by the user; train has saved
         write_operative_config(args.model_dir, config_text)
         raise
@@ -83,8 +106,9 @@ def convert_from_hf(args: argparse.Namespace) -> None:
 
 def convert_to_hf(args: argparse.Namespace) -> None:
     """A run's checkpoint as a folder that `transformers` loads."""
-    run = configure(args, "t5x_lite.hub.convert.to_hf", model="%MODEL")
-    run(model_dir=args.model_dir, destination=args.destination, **given(args, "step", "dtype"))
+    run = configure(args, "t5x_lite.hub.convert.to_hf", model="%MODEL", task="%TASK")
+    options = given(args, "step", "dtype", "tokenizer")
+    run(model_dir=args.model_dir, destination=args.destination, **options)
 
 
 def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -203,7 +227,15 @@ def bind_fallback(module: str, name: str, fallback: dict[str, str]) -> None:
             f"the gin files don't say what to {name}; start from one of gin_configs/runs, such as "
             "runs/quickstart.gin, or add --gin_file runs/verbs.gin."
         )
-    lines = [f"{module}.{name}.{parameter} = {value}" for parameter, value in fallback.items()]
+    parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
+    if "model" in fallback and has_value("HEADED"):  # a run's: the model with its task's head
+        fallback = fallback | {"model": "%HEADED"}
+    lines = [
+        f"{module}.{name}.{parameter} = {value}"
+        for parameter, value in fallback.items()
+        # What the function can do without, and no file gives, it does without.
+        if parameters[parameter].default is inspect.Parameter.empty or has_value(value[1:])
+    ]
     gin.parse_config([DYNAMIC, f"import {module}", *lines])
 
 
@@ -355,6 +387,9 @@ def suggest(name: str, known: Iterable[str]) -> str:
 
 VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
     "data prepare": prepare_data,
+    "data curate": curate_data,
+    "data list": list_data,
+    "data show": show_data,
     "tokenizer train": train_tokenizer,
     "train": train,
     "eval": evaluate,

@@ -6,7 +6,7 @@ before the first microbatch, so that accumulation, data parallelism, packing and
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import flax.struct
 import jax
@@ -33,7 +33,11 @@ class Sums:
 
 @runtime_checkable
 class Loss(Protocol):
-    """A training loss, Σ coefficient · sum / weight over its terms."""
+    """A training loss, Σ coefficient · sum / weight over its terms.
+
+    It may also have `heads`, what the model's head must predict (`ModelConfig.predicts`); `reads`,
+    which entries of the batch it reads; and `plain`, the same without what regularises training.
+    """
 
     @property
     def coefficients(self) -> Mapping[str, float]:
@@ -114,14 +118,20 @@ class CrossEntropy:
     `z_loss` adds coefficient · log²Z, which keeps logits from drifting (Chowdhery et al. 2022, §5).
     """
 
+    heads: ClassVar[tuple[str, ...]] = ("next", "masked")
+    reads: ClassVar[tuple[str, ...]] = ("targets", "weights")
     label_smoothing: float | int = 0.0
     z_loss: float | int = 0.0
 
     def __post_init__(self):
-        if not 0 <= self.label_smoothing < 1:
-            raise UserError(f"label_smoothing={self.label_smoothing} must lie in [0, 1).")
+        _check_smoothing(self.label_smoothing)
         if self.z_loss < 0:
             raise UserError(f"z_loss={self.z_loss} must not be negative; 0 turns it off.")
+
+    @property
+    def plain(self) -> "CrossEntropy":
+        """As in `Loss`."""
+        return CrossEntropy()
 
     @property
     def coefficients(self) -> Mapping[str, float]:
@@ -148,3 +158,116 @@ class CrossEntropy:
         right = (scores.target >= scores.highest).astype(jnp.float32)
         metrics = {"accuracy": (jnp.sum(right * weights_BT), jnp.sum(weights_BT))}
         return Sums(terms, metrics)
+
+
+def _check_smoothing(label_smoothing: float | int) -> None:
+    if not 0 <= label_smoothing < 1:
+        raise UserError(f"label_smoothing={label_smoothing} must lie in [0, 1).")
+
+
+@dataclasses.dataclass(frozen=True)
+class _OfRows:
+    """What losses of one result a row share: a term, weighted by the batch's `label_weights`."""
+
+    term: ClassVar[str]
+
+    @property
+    def coefficients(self) -> Mapping[str, float]:
+        """One term."""
+        return {self.term: 1.0}
+
+    @property
+    def plain(self) -> "Loss":
+        """As in `Loss`."""
+        return type(self)()
+
+    def weights(self, batch: Batch) -> dict[str, Array]:
+        """The number of rows that aren't padding."""
+        return {self.term: jnp.sum(batch["label_weights"])}
+
+    def __call__(
+        self, apply: Apply, params: Params, state: Any, batch: Batch, keys: KeyArray | None
+    ) -> Sums:
+        """Sums over the microbatch's rows."""
+        del state
+        losses_B, metrics = self._of_each(apply(params, batch, keys), batch)
+        weights_B = batch["label_weights"]
+        sums = {name: (jnp.sum(v_B * weights_B), jnp.sum(weights_B)) for name, v_B in metrics}
+        return Sums({self.term: jnp.sum(losses_B * weights_B)}, sums)
+
+    def _of_each(
+        self, output: Output, batch: Batch
+    ) -> tuple[Float[Array, " B"], list[tuple[str, Float[Array, " B"]]]]:
+        """Each row's loss and metrics."""
+        raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification(_OfRows):
+    """Mean negative log-likelihood of each row's label, in nats; for a SequenceClassifier's scores.
+
+    `label_smoothing` is as in `CrossEntropy`. `accuracy` is the share of labels that score highest.
+    """
+
+    heads: ClassVar[tuple[str, ...]] = ("labels",)
+    reads: ClassVar[tuple[str, ...]] = ("labels", "label_weights")
+    term: ClassVar[str] = "cross_entropy"
+    label_smoothing: float | int = 0.0
+
+    def __post_init__(self):
+        _check_smoothing(self.label_smoothing)
+
+    def _of_each(self, output: Output, batch: Batch):
+        scores_BC = output.aux["logits"]
+        target_B, log_z_B, right_B = _choice(scores_BC, batch["labels"])
+        smooth = self.label_smoothing
+        aim_B = (1 - smooth) * target_B + smooth * jnp.mean(scores_BC, axis=-1)
+        return log_z_B - aim_B, [("accuracy", right_B)]
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression(_OfRows):
+    """Mean squared error of each row's number; for a SequenceClassifier of 1 label.
+
+    `absolute_error` is the mean distance.
+    """
+
+    heads: ClassVar[tuple[str, ...]] = ("labels",)
+    reads: ClassVar[tuple[str, ...]] = ("labels", "label_weights")
+    term: ClassVar[str] = "squared_error"
+
+    def _of_each(self, output: Output, batch: Batch):
+        error_B = output.aux["logits"][:, 0] - batch["labels"]
+        return jnp.square(error_B), [("absolute_error", jnp.abs(error_B))]
+
+
+@dataclasses.dataclass(frozen=True)
+class SpanExtraction(_OfRows):
+    """Mean negative log-likelihood of an answer's first and last token (Devlin et al. 2019, §4.2).
+
+    The two are averaged. Padding isn't a candidate. `accuracy` is the share of rows whose first and
+    last token both score highest.
+    """
+
+    heads: ClassVar[tuple[str, ...]] = ("spans",)
+    reads: ClassVar[tuple[str, ...]] = ("spans", "label_weights")
+    term: ClassVar[str] = "cross_entropy"
+
+    def _of_each(self, output: Output, batch: Batch):
+        losses, rights = [], []
+        for place, name in enumerate(("start_logits", "end_logits")):
+            scores_BT = output.aux[name]
+            if "segments" in batch:
+                scores_BT = jnp.where(batch["segments"] > 0, scores_BT, _NEVER)
+            target_B, log_z_B, right_B = _choice(scores_BT, batch["spans"][:, place])
+            losses.append(log_z_B - target_B)
+            rights.append(right_B)
+        return (losses[0] + losses[1]) / 2, [("accuracy", rights[0] * rights[1])]
+
+
+def _choice(scores_BC: Float[Array, "B C"], labels_B: Int[Array, " B"]) -> tuple[Array, ...]:
+    """Of each row the label's score, the log of the sum of exponentials, 1 if none is higher."""
+    numbers_1C = jnp.arange(scores_BC.shape[-1], dtype=jnp.int32)[None, :]
+    target_B = jnp.sum(jnp.where(numbers_1C == labels_B[:, None], scores_BC, 0.0), axis=-1)
+    right_B = (target_B >= jnp.max(scores_BC, axis=-1)).astype(jnp.float32)
+    return target_B, jax.nn.logsumexp(scores_BC, axis=-1), right_B

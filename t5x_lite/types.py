@@ -22,10 +22,15 @@ Params = Mapping[str, Any]
 #   tokens, targets, segments, positions  int32 [B, T]    weights  float32 [B, T]
 #   encoder_tokens, encoder_segments, encoder_positions   int32 [B, S]   (encoder-decoder)
 #   token_types                                           int32 [B, T]   (BERT, optional)
+#   prefix                                                int32 [B, T]   (prefix LM, optional)
+#   labels  int32, of a regression float32 [B];  spans  int32 [B, 2];  label_weights  float32 [B]
 #   features                              float32 [B, S, feature]  (instead of encoder tokens)
 # `segments` numbers the documents of a packed row from 1; 0 is padding. Left out, a row is one
 # document without padding. `positions` restart in each segment and are consecutive there; left
-# out, they count from 0. `weights` is 0 where a token bears no loss.
+# out, they count from 0. `weights` is 0 where a token bears no loss. `prefix` is 1 where tokens of
+# a causal stack's segment see each other in both directions (seqio's decoder_causal_attention).
+# Rows with one result have labels or spans (an answer's first and last position) instead of targets
+# and weights; `label_weights` is 0 for rows that are padding.
 Batch = Mapping[str, Any]
 
 

@@ -2,12 +2,16 @@
 
 import argparse
 import copy
+import dataclasses
 
 import gin
 import jax
 import pytest
 
 from t5x_lite import cli, optim
+from t5x_lite.data import curate
+from t5x_lite.data.curate import run as curate_run
+from t5x_lite.data.vocabularies import Bytes
 from t5x_lite.nn import parameters
 from t5x_lite.nn.presets import (
     albert,
@@ -30,6 +34,7 @@ from t5x_lite.nn.presets import (
     tinybert,
     transformer,
 )
+from t5x_lite.train import loop
 from t5x_lite.train.state import init_state
 from t5x_lite.train.step import make_train_step, model_apply
 
@@ -93,6 +98,40 @@ def value(name):
     return copy.deepcopy(gin.query_parameter(f"{name}/gin.macro.value"))
 
 
+SUPERVISED = {
+    "classification": (["LABELS=['a','b','c']"], ("bert", "llama"), "Classification"),
+    "regression": ([], ("bert", "llama"), "Regression"),
+    "question_answering": ([], ("bert",), "SpanExtraction"),
+    "text_to_text": ([], ("t5_1_1", "llama"), "CrossEntropy"),
+    "chat": ([], ("llama",), "CrossEntropy"),
+}
+
+
+@pytest.mark.parametrize("name", SUPERVISED)
+def test_a_supervised_task_gives_any_run_its_head_and_loss(name):
+    overrides, families, loss = SUPERVISED[name]
+    for family in families:
+        files = ["runs/pretrain_gpt.gin", f"tasks/{name}.gin", f"models/{family}/tiny.gin"]
+        configure(TRAIN, files, overrides)
+        model, task = value("HEADED"), value("TASK")
+        task = task.for_family(model.kind)
+        assert type(value("LOSS")).__name__ == loss
+        assert type(model) is type(value("MODEL"))
+        assert (model == value("MODEL")) == (loss == "CrossEntropy")
+        batches = task.batches(batch_size=2, length=96, seed=0)
+        task_free_of_data = dataclasses.replace(task, vocabulary=Bytes())
+        loop.check_fit(model, task_free_of_data, batches, value("LOSS"))
+        batch = {n: jax.ShapeDtypeStruct(*shape) for n, shape in batches.shapes.items()}
+        params = parameters.abstract(model)[0]
+        run = value("LOSS")
+        sums = jax.eval_shape(
+            lambda p, b, run=run, model=model: run(model_apply(model), p, None, b, None),
+            params,
+            batch,
+        )
+        assert list(sums.terms) == [*run.coefficients]
+
+
 def test_every_size_of_every_preset_has_a_file():
     assert shipped("models") == sorted([*MODELS, MINI])
 
@@ -131,7 +170,7 @@ def test_every_objective_takes_every_text(name, text):
     task = value("TASK")
     assert type(task.source).__name__ == TEXTS[text]
     assert task.name == {"my/*.txt": "my"}.get(text, text.removesuffix(".jsonl"))
-    shapes = task.batches(batch_size=2, length=64, seed=0).shapes
+    shapes = task.batches(batch_size=2, length=128, seed=0).shapes
     assert shapes["tokens"][0][0] == 2
 
 
@@ -140,12 +179,13 @@ def test_the_objectives_differ():
     for name in TASKS:
         configure("t5x_lite.data.prepare.prepare", [name], task="%TASK")
         objectives.add(type(value("TASK").objective))
-    assert len(objectives) == len(TASKS) == 3
+    assert len(objectives) == len(TASKS) >= 7
 
 
 VERBS = {
     "t5x_lite.data.prepare.prepare",
     "t5x_lite.data.prepare.train_tokenizer",
+    "t5x_lite.data.show.show",
     "t5x_lite.train.describe.describe",
     "t5x_lite.train.loop.train",
     "t5x_lite.evaluate.loss.evaluate",
@@ -159,8 +199,8 @@ MACROS |= {"EVAL_PERIOD", "CHECKPOINT_PERIOD", "MICROBATCHES"}
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_can_be_traced_from_its_batch_to_its_update(name):
     configure(TRAIN, [name])
-    model, task, optimizer = value("MODEL"), value("TASK"), value("OPTIMIZER")
-    assert task.objective.family == model.kind
+    model, task, optimizer = value("HEADED"), value("TASK"), value("OPTIMIZER")
+    task = task.for_family(model.kind)
     assert task.vocabulary.vocab_size <= model.vocab_size
     batches = task.batches(batch_size=value("BATCH_SIZE"), length=value("LENGTH"), seed=0)
     batch = {n: jax.ShapeDtypeStruct(shape, dtype) for n, (shape, dtype) in batches.shapes.items()}
@@ -206,6 +246,61 @@ def test_another_model_and_task_replace_the_run_s():
     replaced = ["runs/pretrain_gpt.gin", "tasks/masked_lm.gin", "models/bert/base.gin"]
     configure(TRAIN, replaced, ["STEPS=5", "WARMUP_STEPS=2", "AdamW.weight_decay=0.5"])
     assert value("MODEL") == bert.bert("base")
-    assert value("TASK").objective.family == "encoder-only"
+    assert value("TASK").objective.families == ("encoder-only",)
     assert isinstance(value("OPTIMIZER"), optim.AdamW)
     assert value("OPTIMIZER").weight_decay == 0.5
+
+
+CURATE = "t5x_lite.data.curate.curate"
+EXECUTORS = {"curate/slurm.gin": "Slurm", "curate/ray.gin": "Ray"}
+CURATIONS = [n for n in shipped("curate") if n != "curate/base.gin" and n not in EXECUTORS]
+NEEDED = {"curate/decontaminate.gin": ["EVALUATION='my/test.jsonl'"]}
+
+
+def curation(files, overrides=()):
+    """What `curate` would be called with, built."""
+    configure(CURATE, files, overrides)
+    return {
+        name: copy.deepcopy(bound)
+        for name, bound in gin.config._CONFIG[("", "t5x_lite.data.curate.curate")].items()
+    }
+
+
+@pytest.mark.parametrize("name", CURATIONS)
+def test_a_curation_builds_its_rules_for_any_text(name):
+    for text, source in TEXTS.items():
+        bound = curation([name], [f"TEXT={text!r}", "OUT='my/clean'", *NEEDED.get(name, [])])
+        assert type(bound["source"]).__name__ == source
+        assert bound["out"] == "my/clean"
+        assert len({rule.title for rule in curate_run.flat(bound["rules"])}) >= 1
+
+
+@pytest.mark.parametrize("name", CURATIONS)
+def test_a_curation_says_how_to_run_it_and_what_came_out(name):
+    head = "".join(line for line in (cli.CONFIGS / name).open() if line.startswith("#"))
+    assert f"t5x_lite data curate --gin_file {name}" in head
+    assert "measured" in head.lower()
+
+
+@pytest.mark.parametrize("name", EXECUTORS)
+def test_an_executor_replaces_the_local_one(name):
+    overrides = ["PARTITION='cpu'"] if "slurm" in name else []
+    assert (
+        type(curation(["curate/web.gin", name], overrides)["executor"]).__name__
+        == (EXECUTORS[name])
+    )
+
+
+def test_the_published_recipes_have_their_numbers():
+    language, repetition, quality, lines, own, near, masked = curate_run.flat(
+        curation(["curate/fineweb.gin"])["rules"]
+    )
+    assert (language.languages, language.threshold) == (("en",), 0.65)
+    assert repetition == curate.GopherRepetition()
+    assert quality == curate.GopherQuality()
+    assert lines == curate.C4Quality(terminal_punctuation=False)
+    assert own == curate.FineWebQuality()
+    assert (near.ngram, near.buckets, near.hashes_per_bucket) == (5, 14, 8)
+    assert masked == curate.MaskPersonalData()
+    titles = [rule.title for rule in curate_run.flat(curation(["curate/c4.gin"])["rules"])]
+    assert titles == ["Length", "Language", "C4Quality", "BadWords", "ExactDuplicates"]

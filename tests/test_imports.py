@@ -39,9 +39,12 @@ TABLE = {
 }
 # Parts of the table's rows that may see one file or two of another part only.
 NARROW = {
-    ("serve", "data"): {"data.vocabularies", "data.tasks"},
+    ("serve", "data"): {"data.vocabularies", "data.byt5_vocabulary", "data.tasks"},
     ("serve", "train"): {"train.restore"},
-    ("hub", "data"): {"data.vocabularies", "data.imported"},
+    ("hub", "data"): {
+        *("data.vocabularies", "data.imported", "data.json_vocabulary", "data.byt5_vocabulary"),
+        "data.tasks",
+    },
     ("hub", "train"): {"train.restore", "train.identity"},
 }
 # No JAX at all where only NumPy is wanted, and gin at the edge.

@@ -7,6 +7,8 @@ nothing but JSON, and get only the functions and filters that `transformers` giv
 import datetime
 import functools
 import json
+import re
+import secrets
 import traceback
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -20,6 +22,10 @@ FOLDER = "additional_chat_templates"
 # Before it, templates could leave the sandbox (CVE-2025-27516).
 JINJA = (3, 1, 6)
 PLACE = "chat template"  # what tracebacks call its code
+MARKED = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+# Variables that the marks write, before and after; undefined ones write nothing.
+BEGINS, ENDS = "generation_begins", "generation_ends"
+Span = tuple[int, int]
 
 
 class ChatTemplate:
@@ -66,8 +72,24 @@ class ChatTemplate:
                 "chats is prompted with text."
             )
         place, source = found[name]
-        names = {f"{role}_token": token for role, token in published.names.items()}
-        return cls(source, names, place)
+        return cls(source, _token_names(published), place)
+
+    @classmethod
+    def find(cls, folder: Path) -> "ChatTemplate | None":
+        """The default template of a published model's folder, if it has one."""
+        found = _sources(folder, Published(folder).config.get("chat_template"))
+        return cls.load(folder) if "default" in found else None
+
+    @classmethod
+    def read(cls, file: Path, folder: Path | None = None) -> "ChatTemplate":
+        """The template of a file, with the special tokens of a published model's folder."""
+        names = {} if folder is None else _token_names(Published(folder))
+        return cls(_read(file), names, str(file))
+
+    @property
+    def key(self) -> str:
+        """All that decides what it writes."""
+        return json.dumps([self.source, self._variables], sort_keys=True)
 
     def render(
         self,
@@ -91,20 +113,74 @@ class ChatTemplate:
           UserError: no messages, ones that aren't JSON, or that the template refuses; a template
             that fails or reaches outside the sandbox. One line, with the template's line.
         """
+        given = {"tools": tools, "documents": documents, **variables}
+        return self._render(messages, {**given, "add_generation_prompt": add_generation_prompt})
+
+    def _render(self, messages: Sequence[Mapping[str, Any]], variables: Mapping[str, Any]) -> str:
         if not messages:
             raise UserError("no messages; a chat needs at least one.")
         # A key without a value is as good as none: many templates would write "None".
         chat = [{k: v for k, v in message.items() if v is not None} for message in messages]
-        given = {"tools": tools, "documents": documents, **self._variables, **variables}
+        given = {**self._variables, **variables}
         try:
             seen = json.loads(json.dumps({"messages": chat, **given}))
         except (TypeError, ValueError) as error:
             raise UserError(f"messages and variables must be JSON: {error}.") from error
         try:
-            return self._template.render(**seen, add_generation_prompt=add_generation_prompt)
+            return self._template.render(**seen)
         except Exception as error:  # a program by a stranger may raise anything
             where = f", line {_line_of(error)}" if _line_of(error) else ""
             raise UserError(f"{self._place}{where}: {_line(error)}") from error
+
+    def render_answers(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[Span]]:
+        """The chat, and the characters begin..end-1 of each answer: what a model is to learn.
+
+        Answers are what the template marks by `{% generation %}`; without any mark, what each turn
+        of the assistant adds to the prompt for it.
+
+        Raises:
+          UserError: as `render`; no mark, and earlier turns are written otherwise when later ones
+            follow.
+        """
+        if MARKED.search(self.source):
+            return self._split_at_marks(messages)
+        text, spans = self.render(messages), []
+        for place, message in enumerate(messages):
+            if message.get("role") != "assistant":
+                continue
+            # Many templates refuse a chat of no message.
+            prompt = self.render(messages[:place], add_generation_prompt=True) if place else ""
+            turn = self.render(messages[: place + 1])
+            if not (turn.startswith(prompt) and text.startswith(turn)):
+                raise UserError(
+                    f"{self._place} writes turn {place + 1} otherwise in a longer chat, so its "
+                    f"answers can't be told; mark them in it by {{% generation %}}."
+                )
+            spans.append((len(prompt), len(turn)))
+        return text, spans
+
+    def _split_at_marks(self, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[Span]]:
+        # Nobody can write what nobody knows.
+        marks = {BEGINS: f"\ue000{secrets.token_hex(8)}", ENDS: f"\ue001{secrets.token_hex(8)}"}
+        variables = {"tools": None, "documents": None, "add_generation_prompt": False}
+        marked = self._render(messages, {**variables, **marks})
+        text, spans = "", []
+        for n, part in enumerate(re.split("|".join(marks.values()), marked)):
+            if n % 2:
+                spans.append((len(text), len(text) + len(part)))
+            text += part
+        return text, spans
+
+
+def _token_names(published: Published) -> dict[str, str]:
+    return {f"{role}_token": token for role, token in published.names.items()}
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} can't be read: {error}.") from error
 
 
 def _sources(folder: Path, listed: Any) -> dict[str, tuple[str, str]]:
@@ -117,12 +193,7 @@ def _sources(folder: Path, listed: Any) -> dict[str, tuple[str, str]]:
     files = {path.stem: path for path in sorted((folder / FOLDER).glob("*.jinja"))}
     if (folder / FILE).is_file():
         files["default"] = folder / FILE
-    for name, path in files.items():
-        try:
-            found[name] = (str(path), path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"{path} can't be read: {error}.") from error
-    return found
+    return found | {name: (str(path), _read(path)) for name, path in files.items()}
 
 
 def _line(error: Exception) -> str:
@@ -157,14 +228,18 @@ def _environment() -> Any:
     jinja2 = _jinja()
 
     class Generation(jinja2.ext.Extension):
-        """`{% generation %}…{% endgeneration %}` marks what the model writes: its body, here."""
+        """`{% generation %}…{% endgeneration %}` marks what the model writes."""
 
         tags = {"generation"}  # noqa: RUF012 - jinja2's form
 
         def parse(self, parser):
             line = next(parser.stream).lineno
             body = parser.parse_statements(("name:endgeneration",), drop_needle=True)
-            return jinja2.nodes.Scope(body, lineno=line)
+            begins, ends = (
+                jinja2.nodes.Output([jinja2.nodes.Name(name, "load")], lineno=line)
+                for name in (BEGINS, ENDS)
+            )
+            return [begins, jinja2.nodes.Scope(body, lineno=line), ends]
 
     class Namespace(jinja2.utils.Namespace):
         """Jinja's, without names that lead to Python's insides."""

@@ -1,9 +1,10 @@
 """The tokenizer of a published model, behind the one `Vocabulary` interface.
 
-A folder holds `tokenizer.json` (read by the `tokenizers` library) or a sentencepiece model; where
-both are there, `tokenizer.json` wins. Which ids are special is taken, in this order, from
-tokenizer_config.json and special_tokens_map.json, from generation_config.json and config.json, and
-last from what the tokenizer itself puts around a text.
+A folder holds `tokenizer.json` (read by the `tokenizers` library), a sentencepiece model, or what
+older models have: `vocab.txt` or `vocab.json` with `merges.txt`, and ByT5 no file at all; where
+several are there, the first of these wins. Which ids are special is taken, in this order, from
+tokenizer_config.json and special_tokens_map.json, from the class's defaults, from
+generation_config.json and config.json, and last from what the tokenizer itself puts around a text.
 
 As in `transformers`, the names of special tokens within a text are read as these tokens; for text
 that users write there is `encode_plain`.
@@ -24,6 +25,8 @@ from t5x_lite.errors import UserError
 
 JSON = "tokenizer.json"
 PIECES = ("spiece.model", "tokenizer.model", "sentencepiece.bpe.model")
+WORDS, BYTE_PAIRS, MERGES = "vocab.txt", "vocab.json", "merges.txt"
+BYTES_CLASS = "ByT5Tokenizer"  # its ids are the bytes: no file holds them
 # Besides the tokenizer itself, what says which ids it gives.
 BESIDE = ("tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 ROLES = ("pad", "eos", "bos", "unk", "cls", "sep", "mask")
@@ -42,7 +45,12 @@ RESAVE = "AutoTokenizer.from_pretrained(SRC).save_pretrained(SRC) of transformer
 
 def tokenizer_file(folder: Path) -> Path | None:
     """The file in a folder that `load` reads, if one is there."""
-    return next((folder / name for name in (JSON, *PIECES) if (folder / name).is_file()), None)
+    older = (WORDS, BYTE_PAIRS) if (folder / MERGES).is_file() else (WORDS,)
+    for name in (JSON, *PIECES, *older):
+        if (folder / name).is_file():
+            return folder / name
+    says = (folder / name for name in ("tokenizer_config.json", "config.json"))
+    return next((f for f in says if _read_json(f).get("tokenizer_class") == BYTES_CLASS), None)
 
 
 def load(folder: Path) -> "ImportedVocabulary":
@@ -54,15 +62,23 @@ def load(folder: Path) -> "ImportedVocabulary":
     file = tokenizer_file(folder)
     if file is None:
         raise UserError(
-            f"{folder} has neither {JSON} nor {', '.join(PIECES)}; bind Imported.path to the "
-            f"tokenizer's folder (of a converted model: its published/), or if it has older files, "
-            f"{RESAVE}."
+            f"{folder} has neither {JSON} nor {', '.join((*PIECES, WORDS, MERGES))}; bind "
+            f"Imported.path to the tokenizer's folder (of a converted model: its published/), or "
+            f"if it has other files, {RESAVE}."
         )
     published = Published(folder)
     if file.name == JSON:
-        from t5x_lite.data.json_vocabulary import JsonVocabulary
+        from t5x_lite.data.json_vocabulary import JsonVocabulary, read
 
-        return JsonVocabulary(file, published)
+        return JsonVocabulary(read(file), published, (file,))
+    if file.name in (WORDS, BYTE_PAIRS):
+        from t5x_lite.data.older_files import load_older
+
+        return load_older(file, published)
+    if file.suffix == ".json":
+        from t5x_lite.data.byt5_vocabulary import ByT5Vocabulary
+
+        return ByT5Vocabulary(published)
     from t5x_lite.data.piece_vocabulary import PieceVocabulary
 
     return PieceVocabulary(file, published)
@@ -74,6 +90,7 @@ class Published:
     Attributes:
       config: tokenizer_config.json.
       names: of the special tokens, by role ("eos", …).
+      flags: of the special tokens, by name, where the files say more than the name.
       extra: names of special tokens without a role.
       added: flags of added tokens by id, as tokenizer_config.json or added_tokens.json has them.
     """
@@ -85,13 +102,17 @@ class Published:
         # The newer form of tokenizer_config.json holds all of it; otherwise the map is later.
         newer = "added_tokens_decoder" in self.config
         merged = tokens | self.config if newer else self.config | tokens
+        self._said = {role for role in ROLES if f"{role}_token" in merged}
+        self.flags: dict[str, dict[str, Any]] = {}
         self.names = {
-            role: _content(merged[f"{role}_token"]) for role in ROLES if merged.get(f"{role}_token")
+            role: self._name(merged[f"{role}_token"])
+            for role in ROLES
+            if merged.get(f"{role}_token")
         }
         extra: list[str] = []
         for key in ("additional_special_tokens", "extra_special_tokens"):
             value = merged.get(key) or ()
-            extra += map(_content, value.values() if isinstance(value, dict) else value)
+            extra += map(self._name, value.values() if isinstance(value, dict) else value)
         self.extra = tuple(dict.fromkeys(extra))
         self.added = self._added()
         generation = {
@@ -100,15 +121,20 @@ class Published:
         self._model = self._read("config.json") | generation
 
     def _read(self, name: str) -> dict[str, Any]:
-        try:
-            value = json.loads((self.folder / name).read_bytes())
-        except FileNotFoundError:
-            return {}
-        except (OSError, ValueError) as error:
-            raise UserError(f"{self.folder / name} can't be read: {error}.") from error
-        if not isinstance(value, dict):
-            raise UserError(f"{self.folder / name} holds no JSON object.")
-        return value
+        return _read_json(self.folder / name)
+
+    def _name(self, token: Any) -> str:
+        if not isinstance(token, dict):
+            return str(token)
+        flags = ("lstrip", "rstrip", "single_word", "normalized")
+        self.flags[token["content"]] = {flag: token[flag] for flag in flags if flag in token}
+        return token["content"]
+
+    def default(self, names: Mapping[str, str], flags: Mapping[str, Mapping[str, Any]]) -> None:
+        """Takes the names of a class for roles of which the files say nothing, and their flags."""
+        silent = {role: name for role, name in names.items() if role not in self._said}
+        self.names = silent | self.names
+        self.flags = {n: dict(f) for n, f in flags.items() if n in silent.values()} | self.flags
 
     def _added(self) -> dict[int, dict[str, Any]]:
         listed = self.config.get("added_tokens_decoder")
@@ -134,7 +160,7 @@ class Published:
 
     @property
     def tokenizer_class(self) -> str:
-        """Of tokenizer_config.json, without "Fast"."""
+        """Of tokenizer_config.json, without "Fast"; "" where it names none."""
         return str(self.config.get("tokenizer_class") or "").removesuffix("Fast")
 
     def added_ends(self) -> tuple[bool, bool] | None:
@@ -145,9 +171,12 @@ class Published:
         begin, end = (bool(self.config.get(key)) for key in keys)
         return begin, end
 
-    def fingerprint(self, file: Path) -> str:
-        """Hash of the tokenizer's files; a chat template isn't part of it."""
-        digest = hashlib.sha256(file.read_bytes())
+    def fingerprint(self, *files: Path, kind: str = "") -> str:
+        """Hash of the tokenizer's files; a chat template isn't part of it.
+
+        `kind` is what config.json alone says of a tokenizer's class.
+        """
+        digest = hashlib.sha256(b"".join(file.read_bytes() for file in files) + kind.encode())
         for name in BESIDE:
             value = self._read(name)
             value.pop("chat_template", None)
@@ -155,12 +184,27 @@ class Published:
         return f"imported-{digest.hexdigest()[:16]}"
 
 
-def _content(token: Any) -> str:
-    return token["content"] if isinstance(token, dict) else str(token)
+def _read_json(path: Path) -> dict[str, Any]:
+    """{} where there is no such file."""
+    try:
+        value = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise UserError(f"{path} can't be read: {error}.") from error
+    if not isinstance(value, dict):
+        raise UserError(f"{path} holds no JSON object.")
+    return value
 
 
 class ImportedVocabulary(Vocabulary):
-    """What both kinds share: roles of the special ids."""
+    """What all kinds share: roles of the special ids.
+
+    Attributes:
+      folder: where its files lie.
+    """
+
+    folder: Path
 
     def _identify(
         self,
@@ -179,7 +223,7 @@ class ImportedVocabulary(Vocabulary):
           frame: what it puts before and after every text.
           own: ids that the tokenizer's own file gives the roles.
         """
-        size, special = self.size, set(special)
+        size, special, self.folder = self.size, set(special), published.folder
         ids: dict[str, int | None] = {}
         for role in ROLES:
             usual = [names[name] for name in USUAL.get(role, ()) if names.get(name) in special]

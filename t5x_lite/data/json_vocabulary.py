@@ -1,34 +1,40 @@
-"""An imported tokenizer.json: byte-level BPE, WordPiece, Unigram, … through `tokenizers`."""
+"""An imported tokenizer of the `tokenizers` library: byte-level BPE, WordPiece, Unigram, …"""
 
+import contextlib
 import functools
 import json
 import re
 import secrets
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
 
 from t5x_lite.data.imported import JSON, Frame, ImportedVocabulary, Published
-from t5x_lite.data.vocabularies import checked_id
+from t5x_lite.data.vocabularies import Offsets, checked_id
 from t5x_lite.errors import UserError
 
 
-class JsonVocabulary(ImportedVocabulary):
-    """`tokenizer.json`: byte-level BPE, WordPiece, Unigram, … through the `tokenizers` library."""
+def read(file: Path) -> Any:
+    """The tokenizer of a tokenizer.json. Raises UserError where the library can't read it."""
+    with unreadable(file):
+        tokenizer = tokenizers_library().Tokenizer.from_file(str(file))
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
-    def __init__(self, file: Path, published: Published):
-        """Raises UserError where the library can't read the file, or the files contradict it."""
-        tokenizers = _tokenizers()
-        try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(file))
-        except Exception as error:  # the library raises no class of its own
-            why = str(error).splitlines()[0]
-            raise UserError(f"{file} can't be read by tokenizers: {why}") from error
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        self._tokenizer = tokenizer
+
+class JsonVocabulary(ImportedVocabulary):
+    """A tokenizer of the `tokenizers` library, and the special ids of its family.
+
+    Attributes:
+      tokenizer: the library's, with every special token.
+    """
+
+    def __init__(self, tokenizer: Any, published: Published, files: Sequence[Path], kind: str = ""):
+        """Raises UserError where the files beside the tokenizer contradict it."""
+        self.tokenizer = tokenizer
         _add_tokens(tokenizer, published)
         names = tokenizer.get_vocab()
         self.size = max(names.values(), default=-1) + 1
@@ -38,21 +44,27 @@ class JsonVocabulary(ImportedVocabulary):
         unknown = names.get(getattr(tokenizer.model, "unk_token", None))
         own = {} if unknown is None else {"unk": unknown}
         self._identify(published, names, special, _frame(tokenizer), own)
+        self.between_ids, self.second_type = _pair_frame(tokenizer)
         self._model = type(tokenizer.model).__name__
         decoder = tokenizer.decoder
         self._is_bytes = decoder is not None and b'"ByteLevel"' in decoder.__getstate__()
         # It takes spaces out of BPE's text, where every space counts: as in transformers.
         self._tidies = published.config.get("clean_up_tokenization_spaces") and self._model != "BPE"
-        self.fingerprint = published.fingerprint(file)
+        self.fingerprint = published.fingerprint(*files, kind=kind)
 
     def encode(self, text: str) -> list[int]:
         """As in `Vocabulary`."""
-        return self._tokenizer.encode(text, add_special_tokens=False).ids
+        return self.tokenizer.encode(text, add_special_tokens=False).ids
 
-    def encode_all(self, texts: list[str]) -> list[list[int]]:
+    def encode_all(self, texts: list[str]) -> list[Any]:
         """As in `Vocabulary`."""
-        encodings = self._tokenizer.encode_batch_fast(texts, add_special_tokens=False)
+        encodings = self.tokenizer.encode_batch_fast(texts, add_special_tokens=False)
         return [encoding.ids for encoding in encodings]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], Offsets]:
+        """As in `Vocabulary`."""
+        encoding = self.tokenizer.encode(text, add_special_tokens=False)
+        return encoding.ids, np.array(encoding.offsets, np.int64).reshape(-1, 2)
 
     def encode_plain(self, text: str) -> list[int]:
         """As in `Vocabulary`."""
@@ -65,7 +77,7 @@ class JsonVocabulary(ImportedVocabulary):
         The library's own `encode_special_tokens` isn't enough: a Unigram model would find the name
         of a special token among its pieces.
         """
-        spec = json.loads(self._tokenizer.to_str())
+        spec = json.loads(self.tokenizer.to_str())
         nobody = secrets.token_hex(16)
         hidden = {
             token["content"]: f"\x00{nobody}{token['id']}\x00"
@@ -82,19 +94,19 @@ class JsonVocabulary(ImportedVocabulary):
         if "merges" in model:
             model["merges"] = [m for m in model["merges"] if not _touches(m, hidden)]
         spec["post_processor"] = None
-        tokenizer = _tokenizers().Tokenizer.from_str(json.dumps(spec))
+        tokenizer = tokenizers_library().Tokenizer.from_str(json.dumps(spec))
         tokenizer.encode_special_tokens = True
         return tokenizer
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """As in `Vocabulary`."""
-        text = self._tokenizer.decode(self._spoken(ids), skip_special_tokens=False)
+        text = self.tokenizer.decode(self._spoken(ids), skip_special_tokens=False)
         return _tidy(text) if self._tidies else text
 
     def piece(self, token: SupportsIndex) -> str:
         """As in `Vocabulary`."""
         number = checked_id(token, self.size)
-        name = self._tokenizer.id_to_token(number)
+        name = self.tokenizer.id_to_token(number)
         if name is None:
             return f"<unused {number}>"
         raw = self._bytes_of(number, name)
@@ -107,14 +119,14 @@ class JsonVocabulary(ImportedVocabulary):
 
     def _bytes_of(self, number: int, name: str) -> bytes | None:
         """What a token of a byte-level tokenizer stands for."""
-        if not self._is_bytes or number in self._added or not set(name) <= set(_byte_of()):
+        if not self._is_bytes or number in self._added or not set(name) <= set(byte_of()):
             return None
-        return bytes(_byte_of()[char] for char in name)
+        return bytes(byte_of()[char] for char in name)
 
     def byte_lengths(self) -> np.ndarray:
         """As in `Vocabulary`. A word of WordPiece counts the space before it."""
         lengths = np.zeros(self.size, np.int32)
-        for name, token in self._tokenizer.get_vocab().items():
+        for name, token in self.tokenizer.get_vocab().items():
             if token not in self._special:
                 lengths[token] = self._byte_length(token, name)
         return lengths
@@ -128,12 +140,25 @@ class JsonVocabulary(ImportedVocabulary):
         if token in self._added:
             return len(name.encode())
         if self._model == "WordPiece":
-            prefix = self._tokenizer.model.continuing_subword_prefix
+            prefix = self.tokenizer.model.continuing_subword_prefix
             return len(name.removeprefix(prefix).encode()) + (not name.startswith(prefix))
         return len(name.replace("\N{LOWER ONE EIGHTH BLOCK}", " ").encode())
 
 
-def _tokenizers() -> Any:
+@contextlib.contextmanager
+def unreadable(file: Path) -> Iterator[None]:
+    """Says in one line what the library can't read of a file; it raises no class of its own."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        why = str(error).splitlines()[0]
+        raise UserError(f"{file} can't be read by tokenizers: {why}") from error
+
+
+def tokenizers_library() -> Any:
+    """Raises UserError where it isn't installed."""
     try:
         import tokenizers
     except ImportError as error:
@@ -149,7 +174,7 @@ def _add_tokens(tokenizer: Any, published: Published) -> None:
     Raises:
       UserError: these files give a token another id.
     """
-    added_token = _tokenizers().AddedToken
+    added_token = tokenizers_library().AddedToken
     known = tokenizer.get_added_tokens_decoder()
     for number, flags in published.added.items():
         token = added_token(**flags)
@@ -162,9 +187,10 @@ def _add_tokens(tokenizer: Any, published: Published) -> None:
                 f"from one release, or remove the former."
             )
     known = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
-    for name in (*published.names.values(), *published.extra):
+    for name in dict.fromkeys((*published.names.values(), *published.extra)):
         if name not in known:
-            tokenizer.add_special_tokens([added_token(name, special=True, normalized=False)])
+            flags = {"normalized": False} | published.flags.get(name, {}) | {"special": True}
+            tokenizer.add_special_tokens([added_token(name, **flags)])
 
 
 def _frame(tokenizer: Any) -> Frame:
@@ -177,13 +203,25 @@ def _frame(tokenizer: Any) -> Frame:
     return (), ()
 
 
+def _pair_frame(tokenizer: Any) -> tuple[tuple[int, ...] | None, int]:
+    """What a tokenizer puts between the texts of a pair, and the type of the second."""
+    for text in ("a", "0", ".", "\n"):
+        encoding = tokenizer.encode(text, text)
+        own = [n for n, special in enumerate(encoding.special_tokens_mask) if not special]
+        first, second = ([n for n in own if encoding.sequence_ids[n] == m] for m in (0, 1))
+        if first and second:
+            between = tuple(encoding.ids[first[-1] + 1 : second[0]])
+            return between or None, encoding.type_ids[second[0]]
+    return None, 1
+
+
 def _touches(merge: str | list[str], hidden: Mapping[str, str]) -> bool:
     left, right = merge.split(" ") if isinstance(merge, str) else merge
     return left in hidden or right in hidden or left + right in hidden
 
 
 @functools.cache
-def _byte_of() -> dict[str, int]:
+def byte_of() -> dict[str, int]:
     """The byte of each character of byte-level BPE (Radford et al. 2019): the printable ones are
     themselves, the others come in order from U+0100 on."""
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]

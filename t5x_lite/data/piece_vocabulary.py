@@ -1,14 +1,14 @@
 """An imported sentencepiece model, with the ids that its family puts around it."""
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, SupportsIndex
 
 import numpy as np
 
 from t5x_lite.data.imported import JSON, RESAVE, Frame, ImportedVocabulary, Published
-from t5x_lite.data.vocabularies import SentencePieceVocabulary, checked_id, read_model
+from t5x_lite.data.vocabularies import Offsets, SentencePieceVocabulary, checked_id, read_model
 from t5x_lite.errors import UserError
 
 # Pieces of a sentencepiece model whose ids fairseq changed: the others are one higher.
@@ -57,11 +57,13 @@ class PieceVocabulary(ImportedVocabulary):
             role: self._id_of[n] for role, n in self._own.role_ids().items()
         }
         self._identify(published, names, special, _frame_of(kind, names), own)
+        if kind in FAIRSEQ_CLASSES:
+            self.between_ids, self.second_type = (names["</s>"],) * 2, 0
         self._always = kind not in ("LlamaTokenizer",) or bool(published.config.get("legacy"))
         parsed = {self._name_of[i]: {} for i in self._special} | {
             flags["content"]: flags for flags in added.values()
         }
-        self._mark, self._marks = _pattern(parsed), {name: names[name] for name in parsed}
+        self._mark, self._marks = name_pattern(parsed), {name: names[name] for name in parsed}
         self.fingerprint = published.fingerprint(file)
 
     def _ids_of_pieces(self, kind: str) -> list[int]:
@@ -73,20 +75,32 @@ class PieceVocabulary(ImportedVocabulary):
     def encode(self, text: str) -> list[int]:
         """As in `Vocabulary`."""
         ids: list[int] = []
-        start = 0
-        for mark in self._mark.finditer(text):
-            ids += self._encode_between(text[start : mark.start()], start == 0)
-            ids.append(self._marks[mark[mark.lastgroup]])
-            start = mark.end()
-        return ids + self._encode_between(text[start:], start == 0)
+        for start, part, mark in split_at_names(text, self._mark):
+            ids += self._encode_between(part, start == 0)
+            ids += [self._marks[mark[mark.lastgroup]]] if mark else []
+        return ids
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], Offsets]:
+        """As in `Vocabulary`."""
+        ids, offsets = [], [np.zeros((0, 2), np.int64)]
+        for start, part, mark in split_at_names(text, self._mark):
+            own, places = self._processor(start == 0).encode_with_offsets(part)
+            ids += [self._id_of[piece] for piece in own]
+            offsets.append(places + start)
+            if mark:
+                ids.append(self._marks[mark[mark.lastgroup]])
+                offsets.append(np.array([mark.span(mark.lastgroup)], np.int64))
+        return ids, np.concatenate(offsets)
 
     def encode_plain(self, text: str) -> list[int]:
         """As in `Vocabulary`."""
         return self._encode_between(text, True)
 
     def _encode_between(self, text: str, is_first: bool) -> list[int]:
-        own = self._own if is_first or self._always else self._unprefixed
-        return [self._id_of[piece] for piece in own.encode(text)]
+        return [self._id_of[piece] for piece in self._processor(is_first).encode(text)]
+
+    def _processor(self, is_first: bool) -> SentencePieceVocabulary:
+        return self._own if is_first or self._always else self._unprefixed
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """As in `Vocabulary`."""
@@ -153,7 +167,16 @@ def _frame_of(kind: str, names: Mapping[str, int]) -> Frame:
     return (), ((names["</s>"],) if kind in T5_CLASSES else ())
 
 
-def _pattern(parsed: Mapping[str, Mapping[str, Any]]) -> re.Pattern:
+def split_at_names(text: str, names: re.Pattern) -> Iterator[tuple[int, str, re.Match[str] | None]]:
+    """Where each part between names begins, the part, and the name after it but for the last."""
+    start = 0
+    for mark in names.finditer(text):
+        yield start, text[start : mark.start()], mark
+        start = mark.end()
+    yield start, text[start:], None
+
+
+def name_pattern(parsed: Mapping[str, Mapping[str, Any]]) -> re.Pattern:
     """Finds the longest name at each place, in a group of its own, with the spaces it takes."""
     parts = []
     for n, name in enumerate(sorted(parsed, key=len, reverse=True)):

@@ -8,13 +8,15 @@ lossless, so bytes of text can be counted exactly (`byte_lengths`).
 import dataclasses
 import functools
 import hashlib
+import multiprocessing
 import operator
 import re
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import SupportsIndex
+from typing import Any, SupportsIndex
 
 import numpy as np
+from jaxtyping import Int
 
 from t5x_lite.data.files import difference, read_json
 from t5x_lite.errors import UserError
@@ -23,6 +25,7 @@ MAX_LINE_BYTES = 4096  # longer lines reach the trainer in pieces, so that it sk
 # sentencepiece's result depends on the number of threads (it adds floats in another order), so the
 # number is the same on every machine.
 TRAINER_THREADS = 4
+Offsets = Int[np.ndarray, "n 2"]
 
 
 class Vocabulary:
@@ -42,6 +45,10 @@ class Vocabulary:
     sentinel_ids: tuple[int, ...] = ()
     # What an imported tokenizer puts before every text; None: a text begins as the family has it.
     prefix_ids: tuple[int, ...] | None = None
+    # Between two texts that an encoder reads as a pair, and the type of the second: BERT's are one
+    # sep (None) and 1, RoBERTa's two and 0.
+    between_ids: tuple[int, ...] | None = None
+    second_type: int = 1
     start_id: int = 0  # a decoder's first token where an encoder reads the prompt
     fingerprint: str
 
@@ -56,9 +63,20 @@ class Vocabulary:
         """As `encode`, but no text becomes a special id (but unknown): for what users write."""
         return self.encode(text)
 
-    def encode_all(self, texts: list[str]) -> list[list[int]]:
-        """Ids of several texts; the fast way to do many."""
+    def encode_all(self, texts: list[str]) -> list[Any]:
+        """Ids of several texts, each a list or an array; the fast way to do many."""
         return [self.encode(text) for text in texts]
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], Offsets]:
+        """As `encode`, and the characters begin..end-1 that each id stands for.
+
+        Raises:
+          UserError: the vocabulary can't tell.
+        """
+        raise UserError(
+            f"{type(self).__name__} can't tell which characters its ids stand for; use Bytes, "
+            f"SentencePiece or an imported tokenizer."
+        )
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """Text of ids; special ids (but unknown) and sentinels give no text."""
@@ -120,6 +138,14 @@ class ByteVocabulary(Vocabulary):
         """As in `Vocabulary`."""
         return [byte + self.FIRST for byte in text.encode()]
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], Offsets]:
+        """As in `Vocabulary`."""
+        return self.encode(text), byte_offsets(text)
+
+    def encode_all(self, texts: list[str]) -> list[Any]:
+        """As in `Vocabulary`."""
+        return [np.frombuffer(t.encode(), np.uint8).astype(np.int32) + self.FIRST for t in texts]
+
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """As in `Vocabulary`."""
         low, high = self.FIRST, self.FIRST + 256
@@ -145,7 +171,11 @@ class ByteVocabulary(Vocabulary):
 
 
 class SentencePieceVocabulary(Vocabulary):
-    """A sentencepiece model with `extra_ids` sentinels after its own pieces."""
+    """A sentencepiece model with `extra_ids` sentinels after its own pieces.
+
+    Attributes:
+      model: the model's file.
+    """
 
     def __init__(self, model: bytes, extra_ids: int):
         """Raises UserError where `model` isn't a sentencepiece model."""
@@ -155,7 +185,7 @@ class SentencePieceVocabulary(Vocabulary):
             self._processor = sentencepiece.SentencePieceProcessor(model_proto=model)
         except (RuntimeError, ValueError, TypeError) as error:
             raise UserError(f"not a sentencepiece model: {error}".splitlines()[0]) from error
-        processor = self._processor
+        self.model, processor = model, self._processor
         self._pieces = processor.get_piece_size()
         self.size = self._pieces + extra_ids
         known = {"eos_id": processor.eos_id(), "bos_id": processor.bos_id()}
@@ -186,9 +216,21 @@ class SentencePieceVocabulary(Vocabulary):
         """As in `Vocabulary`."""
         return self._processor.encode(text)
 
-    def encode_all(self, texts: list[str]) -> list[list[int]]:
+    def encode_all(self, texts: list[str]) -> list[Any]:
         """As in `Vocabulary`."""
-        return self._processor.encode(texts)
+        # A worker of `data prepare` has one core; alone, a process takes all.
+        threads = 1 if multiprocessing.parent_process() else -1
+        return self._processor.encode(texts, return_type="numpy", num_threads=threads)
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], Offsets]:
+        """As in `Vocabulary`. Of a character in several pieces, all stand for it."""
+        mapping = self._processor.encode(text, return_type="offset_mapping")
+        offsets = np.array(mapping["offsets"], np.int64).reshape(-1, 2)
+        for place in range(len(offsets) - 2, -1, -1):
+            begin, end = offsets[place]
+            if begin == end == offsets[place + 1, 0]:  # sentencepiece gives it to the last alone
+                offsets[place, 1] = offsets[place + 1, 1]
+        return list(mapping["ids"]), offsets
 
     def decode(self, ids: Iterable[SupportsIndex]) -> str:
         """As in `Vocabulary`."""
@@ -210,6 +252,13 @@ class SentencePieceVocabulary(Vocabulary):
                 text = processor.id_to_piece(token).replace("\N{LOWER ONE EIGHTH BLOCK}", " ")
                 lengths[token] = len(text.encode())
         return lengths
+
+
+def byte_offsets(text: str) -> Offsets:
+    """The character that each byte of UTF-8 belongs to."""
+    sizes = [len(character.encode()) for character in text]
+    begins = np.repeat(np.arange(len(text), dtype=np.int64), sizes)
+    return np.stack([begins, begins + 1], axis=1)
 
 
 def _sentinels(size: int, extra_ids: int) -> tuple[int, ...]:

@@ -3,6 +3,8 @@
 A prompt is a `types.Batch`:
     tokens, segments                    int32 [B, P]: ids, and 1 where a row has one, then 0
     encoder_tokens, encoder_segments    int32 [B, S]: the same for an encoder's input
+    prefix                              int32 [B, P], or left out: 1 where a decoder's tokens see
+                                        each other in both directions, as it was trained to
 An encoder-decoder's `tokens` start with the start id (0), and may go on with a forced beginning.
 """
 
@@ -97,7 +99,7 @@ def require_ids(config: ModelConfig, ids: Sequence[int], what: str) -> None:
 
 def place(config: ModelConfig, prompt: Batch, sharding: Sharding | None) -> dict[str, jax.Array]:
     """What the model reads of a prompt, on the devices; targets and weights are left behind."""
-    names = ["tokens", "segments"]
+    names = ["tokens", "segments", "prefix"]
     if config.kind == "encoder-decoder":
         names += ["encoder_tokens", "encoder_features", "encoder_segments"]
     placed = {name: jnp.asarray(prompt[name]) for name in names if name in prompt}

@@ -1,6 +1,8 @@
 """The `eval` verb: the held-out loss of a checkpoint, beside n-gram models of the same tokens."""
 
+import itertools
 import math
+from collections.abc import Iterable, Mapping
 
 import jax
 import numpy as np
@@ -8,10 +10,11 @@ from rich.console import Console
 from rich.table import Table
 
 from t5x_lite.data.pipeline import Batches
-from t5x_lite.data.tasks import Task
+from t5x_lite.data.tasks import Trainable
 from t5x_lite.data.vocabularies import Vocabulary
+from t5x_lite.errors import UserError
 from t5x_lite.evaluate import ngram
-from t5x_lite.losses import CrossEntropy
+from t5x_lite.losses import CrossEntropy, Loss
 from t5x_lite.nn.config import ModelConfig
 from t5x_lite.partitioning import MeshConfig, Sharding
 from t5x_lite.train.evaluation import make_evaluate
@@ -23,17 +26,18 @@ from t5x_lite.train.step import check_batch, model_apply
 def evaluate(
     *,
     model: ModelConfig,
-    task: Task,
+    task: Trainable,
     model_dir: str,
     batch_size: int,
     length: int,
     step: int | None = None,
     batches: int | None = None,
     baselines: bool = False,
+    loss: Loss = CrossEntropy(),  # noqa: B008 - frozen
     mesh: MeshConfig = MeshConfig(),  # noqa: B008 - frozen
     rules: str = "fsdp",
 ) -> dict[str, float | int]:
-    """Prints and returns the loss on the validation split.
+    """Prints and returns the loss on the validation split, of a mixture on each task's.
 
     Args:
         model: the run's model.
@@ -44,53 +48,78 @@ def evaluate(
         step: of the checkpoint; None for the newest good one.
         batches: how many to read; None for the whole split.
         baselines: also score a unigram and an interpolated bigram model (causal tasks).
+        loss: the training loss; what regularises is left out.
         mesh: devices along each mesh axis.
         rules: rule table of `partitioning.RULES`.
 
     Returns:
-        `step`, `loss` in nats per target token, `accuracy`, `perplexity`, `bits_per_byte`.
+        `step`, `loss` in nats per target token, `accuracy`, `perplexity`, `bits_per_byte`; of a
+        mixture, `TASK/loss` of each. Of a loss of one result a row, `loss` and its metrics alone.
 
     Raises:
         UserError: no such checkpoint, or one of another model or vocabulary.
     """
     sharding = Sharding(mesh.build(), rules)
     check_batch(batch_size, 1, sharding)
-    held_out = task.evaluation(batch_size=batch_size, length=length, batches=batches)
-    check_fit(model, task, held_out)
+    task = task.for_family(model.kind)
+    held_out = task.evaluations(batch_size=batch_size, length=length, batches=batches)
+    check_fit(model, task, next(iter(held_out.values())), loss)
     vocabulary = task.load_vocabulary()
     params, step = restore_params(model, model_dir, step, sharding, vocabulary.fingerprint)
     console = Console()
-    with console.status(f"evaluating {len(held_out)} batches"):
-        row = make_evaluate(model_apply(model, sharding), CrossEntropy(), held_out, sharding)(
-            params
-        )
+    with console.status(f"evaluating {sum(map(len, held_out.values()))} batches"):
+        apply = model_apply(model, sharding)
+        row = make_evaluate(apply, loss, held_out, sharding)(params)
     del params
-    loss, density = row["eval/loss"], tokens_per_byte(held_out, vocabulary)
+    if not isinstance(loss, CrossEntropy):
+        return _show_rowwise(console, step, row)
+    densities = {name: tokens_per_byte([own], vocabulary) for name, own in held_out.items()}
+    density = tokens_per_byte(held_out.values(), vocabulary)
+    mean = row["eval/loss"]
     result = {
         "step": step,
-        "loss": loss,
+        "loss": mean,
         "accuracy": row["eval/accuracy"],
-        "perplexity": math.exp(min(loss, 700.0)),
-        "bits_per_byte": loss / math.log(2) * density,
+        "perplexity": math.exp(min(mean, 700.0)),
+        "bits_per_byte": mean / math.log(2) * density,
     }
-    scores = {f"{model_dir}, step {step}": (loss, result["bits_per_byte"])}
+    scores = {}
     if baselines:
-        with console.status("counting n-grams"):
-            counted = ngram.baselines(task, held_out)
-        scores = {
-            "unigram": (counted.unigram.nats_per_token, counted.unigram.bits_per_byte),
-            "bigram, interpolated": (counted.bigram.nats_per_token, counted.bigram.bits_per_byte),
-            **scores,
-        }
+        scores = _baselines(task, held_out, console)
+    if len(held_out) > 1:
+        for name, own in densities.items():
+            nats = row[f"eval/{name}/loss"]
+            scores[f"{model_dir}, step {step}, {name}"] = (nats, nats / math.log(2) * own)
+            result[f"{name}/loss"] = nats
+    scores[f"{model_dir}, step {step}"] = (mean, result["bits_per_byte"])
     _show(console, scores, result)
     return result
 
 
-def tokens_per_byte(batches: Batches, vocabulary: Vocabulary) -> float:
+def _show_rowwise(console: Console, step: int, row: Mapping[str, float]) -> dict[str, float | int]:
+    result = {name.removeprefix("eval/"): value for name, value in row.items()}
+    del result["seconds"]
+    shown = ", ".join(f"{name} {value:.4f}" for name, value in result.items())
+    console.print(f"step {step}: {shown}", highlight=False)
+    return {"step": step, **result}
+
+
+def _baselines(
+    task: Trainable, held_out: Mapping[str, Batches], console: Console
+) -> dict[str, tuple[float, float]]:
+    if len(held_out) > 1:
+        raise UserError("n-grams compare on one task; evaluate its own gin file, not a mixture's.")
+    with console.status("counting n-grams"):
+        counted = ngram.baselines(task.tasks()[0], next(iter(held_out.values())))
+    named = {"unigram": counted.unigram, "bigram, interpolated": counted.bigram}
+    return {name: (score.nats_per_token, score.bits_per_byte) for name, score in named.items()}
+
+
+def tokens_per_byte(held_out: Iterable[Batches], vocabulary: Vocabulary) -> float:
     """Target tokens for each byte of raw text that they stand for."""
     lengths = vocabulary.byte_lengths()
     tokens = total = 0
-    for batch in batches:
+    for batch in itertools.chain.from_iterable(held_out):
         targets = batch["targets"][batch["weights"] > 0]
         tokens, total = tokens + targets.size, total + int(np.sum(lengths[targets]))
     return tokens / max(total, 1)

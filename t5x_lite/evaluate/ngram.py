@@ -7,13 +7,15 @@ those of all ten. The held-out text is never fitted.
 """
 
 import dataclasses
+import itertools
 import math
 from collections.abc import Iterable
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from t5x_lite.data.objectives import CausalLM, Row
+from t5x_lite.data.converters import Row
+from t5x_lite.data.objectives import CausalLM
 from t5x_lite.data.pipeline import Batches
 from t5x_lite.data.streams import Documents
 from t5x_lite.data.tasks import Task
@@ -56,7 +58,7 @@ def baselines(task: Task, held_out: Batches) -> Baselines:
         )
     vocabulary = task.load_vocabulary()
     vocabulary.require("bos_id", "eos_id")
-    rows = _training_rows(task.documents("train"), vocabulary.bos_id, vocabulary.eos_id)
+    rows = _training_rows(task.store("train").column("text"), vocabulary.bos_id, vocabulary.eos_id)
     return score(Bigram.fit(rows, vocabulary.size), held_out, vocabulary.byte_lengths())
 
 
@@ -144,9 +146,9 @@ class Bigram:
 
 
 def _training_rows(documents: Documents, bos: int, eos: int) -> list[np.ndarray]:
-    ends = np.cumsum(documents.lengths.astype(np.int64) + 1)
-    count = max(1, int(np.searchsorted(ends, MAX_TOKENS)))
-    rows = documents.read(0, min(count, len(documents.lengths)))
+    count = int(np.searchsorted(documents.offsets[1:], MAX_TOKENS)) + 1
+    ends = documents.offsets[: count + 1].tolist()
+    rows = [documents.slice(a, b) for a, b in itertools.pairwise(ends)]
     return [np.concatenate([[bos], row, [eos]]).astype(np.int64) for row in rows]
 
 

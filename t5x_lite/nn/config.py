@@ -10,7 +10,12 @@ from t5x_lite.nn.embedders import (
     TokenEmbedder,
     TrigramEmbedder,
 )
-from t5x_lite.nn.heads import HeadConfig, LanguageModelHead
+from t5x_lite.nn.heads import (
+    HeadConfig,
+    LanguageModelHead,
+    QuestionAnswering,
+    SequenceClassifier,
+)
 from t5x_lite.nn.layers import FanIn, Initializer, NormConfig, require_rate
 from t5x_lite.nn.positions import LearnedPositions, PositionsConfig
 
@@ -115,10 +120,11 @@ class ModelConfig:
 
     @property
     def predicts(self) -> str:
-        """What the head predicts: each next token, masked tokens, or none."""
-        if not isinstance(self.head, LanguageModelHead):
-            return "none"
-        return "masked" if self.decoder is None else "next"
+        """What the head predicts: "next" or "masked" tokens, "labels", "spans", or "none"."""
+        if isinstance(self.head, LanguageModelHead):
+            return "masked" if self.decoder is None else "next"
+        others = {SequenceClassifier: "labels", QuestionAnswering: "spans"}
+        return others.get(type(self.head), "none")
 
     @property
     def main(self) -> StackConfig:

@@ -12,6 +12,11 @@ def causal(pos_q: Int[Array, "B T"], pos_k: Int[Array, "B S"]) -> Bool[Array, "B
     return pos_k[:, None, :] <= pos_q[:, :, None]
 
 
+def prefix(prefix_q: Int[Array, "B T"], prefix_k: Int[Array, "B S"]) -> Bool[Array, "B T S"]:
+    """Queries and keys that both belong to a prefix, where looking ahead is allowed."""
+    return (prefix_q[:, :, None] > 0) & (prefix_k[:, None, :] > 0)
+
+
 def same_segment(seg_q: Int[Array, "B T"], seg_k: Int[Array, "B S"]) -> Bool[Array, "B T S"]:
     """Keys of the query's own document; padding (segment 0) sees and is seen by nothing."""
     return (seg_q[:, :, None] == seg_k[:, None, :]) & (seg_k[:, None, :] > 0)

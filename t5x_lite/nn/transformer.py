@@ -139,9 +139,13 @@ def _look(causal, cache, batch, pos_BT, positions, inputs):
         cache, index = write_slots(cache, seg_q, pos_BT), cache.index
         seg_k, pos_k = cache.segments_BS, cache.positions_BS
         bias, ordered = positions.bias(pos_BT, pos_k), (pos_BT, pos_k)
+    earlier = masks.causal(*ordered) if causal else None
+    if causal and "prefix" in batch:
+        prefix_q = batch["prefix"]
+        earlier |= masks.prefix(prefix_q, _prefix_slots(prefix_q, cache))
     same = None if seg_q is None else masks.same_segment(seg_q, seg_k)
     inputs = inputs.replace(
-        mask=masks.combine(masks.causal(*ordered) if causal else None, same),
+        mask=masks.combine(earlier, same),
         bias=bias,
         rotation=positions.rotate(pos_BT),
         positions_BT=pos_BT,
@@ -151,6 +155,14 @@ def _look(causal, cache, batch, pos_BT, positions, inputs):
         cache_index=index,
     )
     return cache, inputs
+
+
+def _prefix_slots(prefix_BT, cache):
+    """`prefix` of the keys. A prefix is read in one call, so the cache needs to keep none of it."""
+    if cache is None:
+        return prefix_BT
+    empty = jnp.zeros_like(cache.segments_BS)
+    return jax.lax.dynamic_update_slice_in_dim(empty, prefix_BT, cache.index, axis=1)
 
 
 class Transformer(nn.Module):

@@ -54,11 +54,16 @@ def make_batch(
     rows: Sequence[Sequence[int]],
     length: int | None = None,
     start_id: int = START,
+    is_prefix: bool = False,
 ) -> dict[str, np.ndarray]:
-    """Prompts as the model takes them: an encoder-decoder's decoder begins with the start id."""
+    """Prompts as the model takes them: an encoder-decoder's decoder begins with the start id.
+
+    `is_prefix`: a decoder alone was trained to see its prompt in both directions.
+    """
     if config.kind == "encoder-decoder":
         return right_pad(rows, length, "encoder_") | right_pad([[start_id]] * len(rows))
-    return right_pad(rows, length)
+    batch = right_pad(rows, length)
+    return batch | {"prefix": batch["segments"]} if is_prefix else batch
 
 
 def continue_prompts(
@@ -78,7 +83,7 @@ def continue_prompts(
     banned_V = jnp.asarray(reader.banned())
     for part in _batches(model, len(numbers)):
         read = [rows[numbers[n][0]] for n in part]
-        batch = make_batch(model.config, read, _length(rows), reader.start_id)
+        batch = make_batch(model.config, read, _length(rows), reader.start_id, reader.reads_prefix)
         keys_B = _keys(seed, [numbers[n] for n in part])
         result = generate(model, params, batch, keys_B, decoding, banned_V)
         result = jax.tree.map(np.asarray, result)

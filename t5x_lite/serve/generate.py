@@ -9,7 +9,8 @@ from collections.abc import Iterator, Sequence
 import jax
 from rich.console import Console
 
-from t5x_lite.data.tasks import Task
+from t5x_lite.data.tasks import Trainable
+from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.decode import prompts as checks
 from t5x_lite.decode.generate import Decoding
 from t5x_lite.decode.sampling import Sampling
@@ -28,7 +29,7 @@ CANDIDATES = 5  # shown for each mask
 def generate(
     *,
     model: ModelConfig,
-    task: Task,
+    task: Trainable,
     model_dir: str,
     prompts: Sequence[str],
     max_tokens: int = 64,
@@ -74,8 +75,7 @@ def generate(
     if not 0 <= seed < 2**32:
         raise UserError(f"seed={seed} must lie between 0 and {2**32 - 1}.")
     vocabulary = task.load_vocabulary()
-    # Objectives that aren't about spans have no length of them.
-    reader = Reader(model, vocabulary, corrupts_spans=hasattr(task.objective, "mean_span"))
+    reader = _reader(model, task, vocabulary)
     sampling = Sampling(temperature, top_k, top_p)
     decoding = Decoding(max_tokens, reader.stop_ids, sampling, vocabulary.pad_id)
     rows = [_read(model, reader, i, prompt, max_tokens) for i, prompt in enumerate(prompts)]
@@ -94,6 +94,22 @@ def generate(
             show(answer, len(prompts), num_samples, console)
             shown.append(answer)
     return shown
+
+
+def _reader(model: ModelConfig, task: Trainable, vocabulary: Vocabulary) -> Reader:
+    """Prompts as those of the task's objectives that the model can have learned read them."""
+    objectives = [
+        one.objective.for_family(model.kind)
+        for one in task.tasks()
+        if model.kind in one.objective.families
+    ]
+    return Reader(
+        model,
+        vocabulary,
+        corrupts_spans=any(objective.corrupts_spans for objective in objectives),
+        reads_sentinels=any(objective.reads_sentinels for objective in objectives),
+        reads_prefix=any(objective.reads_prefix for objective in objectives),
+    )
 
 
 @contextlib.contextmanager

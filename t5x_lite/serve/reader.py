@@ -1,6 +1,9 @@
 """Text to what a model of each family reads, and what it writes back to text.
 
-Decoder-only: a prompt is continued. It may be empty: then a document is made up from its start.
+Decoder-only: a prompt is continued. It may be empty: then a document is made up from its start. Of
+a task that has sentinels, `<extra_id_0>`, … in it are these; a prefix LM fills them if it was
+trained to (see the next one), while to fill in the middle a prompt has them in the task's order:
+`<extra_id_0>before<extra_id_1>after<extra_id_2>`.
 
 Encoder-decoder: a prompt is the encoder's input. `<extra_id_0>`, `<extra_id_1>`, … in it are
 sentinels, which a model trained by span corruption fills: `Thank you<extra_id_0> me`. For such a
@@ -19,6 +22,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from t5x_lite.data.byt5_vocabulary import ByT5Vocabulary
 from t5x_lite.data.vocabularies import ByteVocabulary, Vocabulary
 from t5x_lite.errors import UserError
 from t5x_lite.nn.config import ModelConfig
@@ -37,13 +41,22 @@ class Reader:
     Args:
         model: the model.
         vocabulary: the task's.
-        corrupts_spans: whether the model learned to fill sentinels.
+        corrupts_spans: whether the model learned to fill sentinels, and little else.
+        reads_sentinels: whether a decoder learned what they stand for. An encoder's may anyway.
+        reads_prefix: whether a decoder sees its prompt in both directions.
 
     Raises:
         UserError: the vocabulary is larger than the model's, or lacks an id that the family needs.
     """
 
-    def __init__(self, model: ModelConfig, vocabulary: Vocabulary, corrupts_spans: bool = False):
+    def __init__(
+        self,
+        model: ModelConfig,
+        vocabulary: Vocabulary,
+        corrupts_spans: bool = False,
+        reads_sentinels: bool = False,
+        reads_prefix: bool = False,
+    ):
         if vocabulary.size > model.vocab_size:
             raise UserError(
                 f"the vocabulary has {vocabulary.size} ids and the model {model.vocab_size}; "
@@ -51,7 +64,10 @@ class Reader:
             )
         vocabulary.require(*_NEEDED.get(model.kind, ()))
         self._model, self._vocabulary = model, vocabulary
-        self._adds_sentinel = corrupts_spans and model.kind == "encoder-decoder"
+        self.reads_prefix = reads_prefix and model.kind == "decoder-only"
+        self._has_marks = model.kind != "decoder-only" or reads_sentinels
+        self._fills = model.kind == "encoder-decoder" or (reads_sentinels and self.reads_prefix)
+        self._adds_sentinel = corrupts_spans and self._fills
         self.stop_ids, self.start_id = vocabulary.stop_ids, vocabulary.start_id
         self._prefix = vocabulary.prefix_ids
         if self._prefix is None:
@@ -69,7 +85,7 @@ class Reader:
         banned[vocabulary.special_ids] = True
         if self._model.kind != "encoder-only":
             banned[list(self.stop_ids)] = False
-        if self._model.kind == "encoder-decoder":
+        if self._fills:
             banned[list(vocabulary.sentinel_ids)] = False
         return banned
 
@@ -81,7 +97,9 @@ class Reader:
         """
         kind, vocabulary = self._model.kind, self._vocabulary
         if kind == "decoder-only":
-            ids = [*self._prefix, *vocabulary.encode(prompt)]
+            prompt = self._with_sentinel(prompt)
+            encode = self._encode_marked if self._has_marks else vocabulary.encode
+            ids = [*self._prefix, *encode(prompt)]
             if not ids and vocabulary.bos_id is None:
                 raise UserError("it is empty, and the vocabulary has no bos_id to begin with.")
             return ids or [vocabulary.bos_id]
@@ -91,15 +109,19 @@ class Reader:
             if not self._marks.search(prompt):
                 raise UserError(f"it has no {MASK}; an encoder-only model fills masks.")
             return [vocabulary.cls_id, *self._encode_marked(prompt), vocabulary.sep_id]
-        if self._adds_sentinel and not self._marks.search(prompt):
-            prompt += SENTINEL
-        return [*self._prefix, *self._encode_marked(prompt), vocabulary.eos_id]
+        marked = self._encode_marked(self._with_sentinel(prompt))
+        return [*self._prefix, *marked, vocabulary.eos_id]
+
+    def _with_sentinel(self, prompt: str) -> str:
+        """The prompt, with one at its end where it has none and the model fills nothing else."""
+        adds = self._adds_sentinel and not self._marks.search(prompt)
+        return prompt + SENTINEL if adds else prompt
 
     def _encode_marked(self, prompt: str) -> list[int]:
         ids, start = [], 0
         for mark in self._marks.finditer(prompt):
             text = prompt[start : mark.start()]
-            if not isinstance(self._vocabulary, ByteVocabulary):
+            if not isinstance(self._vocabulary, ByteVocabulary | ByT5Vocabulary):
                 text = text.rstrip(" ")
             ids += [*self._vocabulary.encode(text), self._marked_id(mark)]
             start = mark.end()
@@ -120,11 +142,14 @@ class Reader:
         Sentinels of the prompt are replaced by what the model wrote for them, if anything.
         """
         written = [i for i in written if i not in self.stop_ids]
-        if self._model.kind == "decoder-only":
-            return self._segments([(read, False), (written, True)])
-        spans = _spans(written, set(self._vocabulary.sentinel_ids))
-        if not any(i in self._vocabulary.sentinel_ids for i in read):
+        has_sentinels = any(i in self._vocabulary.sentinel_ids for i in read)
+        if self._model.kind == "decoder-only" and not (self._fills and has_sentinels):
+            # One by one, sentinels are shown where they stand.
+            given = [[i] for i in read] if has_sentinels else [read]
+            return self._segments([*((run, False) for run in given), (written, True)])
+        if not has_sentinels:
             return self._segments([(written, True)])
+        spans = _spans(written, set(self._vocabulary.sentinel_ids))
         return self.replace(read, {n: spans[i] for n, i in enumerate(read) if i in spans})
 
     def replace(self, read: Sequence[int], new: Mapping[int, Sequence[int]]) -> Segments:

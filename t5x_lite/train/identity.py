@@ -57,14 +57,23 @@ def require_same(saved: Mapping[str, Any], now: Mapping[str, Any], directory: Pa
 
     Only the parts that `now` names are compared, so that `eval` can leave out the seed.
     """
+    if changed := differences_of(saved, now):
+        raise UserError(
+            f"{directory} holds another run ({shown(changed)}): undo the change or give another "
+            f"--model_dir."
+        )
+
+
+def differences_of(saved: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """`differences` of the parts that `now` names."""
     # Compared as JSON, which is what the checkpoint holds: tuples are lists there.
     now = json.loads(json.dumps(now))
-    changed = [line for part in now for line in differences(saved.get(part), now[part], part)]
-    if changed:
-        shown = "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if changed[4:] else "")
-        raise UserError(
-            f"{directory} holds another run ({shown}): undo the change or give another --model_dir."
-        )
+    return [line for part in now for line in differences(saved.get(part), now[part], part)]
+
+
+def shown(changed: list[str]) -> str:
+    """The first few differences, on one line."""
+    return "; ".join(changed[:4]) + (f"; and {len(changed) - 4} more" if changed[4:] else "")
 
 
 def environment() -> dict[str, Any]:

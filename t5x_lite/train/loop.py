@@ -1,6 +1,7 @@
 """The training loop: restore or begin, then step, log, evaluate and save until it is done."""
 
 import contextlib
+import functools
 import json
 import signal
 import sys
@@ -14,7 +15,7 @@ from rich.console import Console
 from t5x_lite import flops
 from t5x_lite.checkpoint import Checkpointer
 from t5x_lite.data.pipeline import Batches, iterate
-from t5x_lite.data.tasks import Task
+from t5x_lite.data.tasks import Trainable
 from t5x_lite.errors import UserError
 from t5x_lite.losses import CrossEntropy, Loss
 from t5x_lite.metrics import MetricsLog
@@ -27,7 +28,7 @@ from t5x_lite.train.describe import describe
 from t5x_lite.train.evaluation import make_evaluate, on_mesh
 from t5x_lite.train.meter import Meter, batch_tokens, model_flops
 from t5x_lite.train.progress import Progress
-from t5x_lite.train.restore import FOLDER, restore_or_init
+from t5x_lite.train.restore import FOLDER, restore_or_init, resumed
 from t5x_lite.train.state import to_tree
 from t5x_lite.train.step import check_batch, make_train_step, model_apply
 
@@ -35,7 +36,7 @@ from t5x_lite.train.step import check_batch, make_train_step, model_apply
 def train(
     *,
     model: ModelConfig,
-    task: Task,
+    task: Trainable,
     model_dir: str,
     steps: int,
     batch_size: int,
@@ -55,6 +56,7 @@ def train(
     ema_decay: float | int | None = None,
     peak_flops: float | int | None = None,
     init_from: str | None = None,
+    allow_data_change: bool = False,
     config_text: str = "",
 ) -> None:
     """Trains `model` on `task` for `steps` updates, from the newest good checkpoint on.
@@ -64,7 +66,7 @@ def train(
 
     Args:
         model: the model's config.
-        task: what it learns from which text; prepared by `t5x_lite data prepare`.
+        task: what it learns from which text, a task or a mixture; prepared by `data prepare`.
         model_dir: for checkpoints, metrics.jsonl and the record of the run.
         steps: updates in all.
         batch_size: rows a batch, over all devices and microbatches.
@@ -86,6 +88,8 @@ def train(
         peak_flops: of all devices together, FLOP/s, for the MFU; None: known or measured.
         init_from: the folder of another run, or of a converted model, whose parameters this one
             begins with. A converted model's own folder can be trained in as well.
+        allow_data_change: go on where the data, its order or the vocabulary changed since the
+            checkpoint: each task from as far into its epoch as it was.
         config_text: the gin configuration, kept beside and in the checkpoints.
 
     Raises:
@@ -96,9 +100,13 @@ def train(
     _check_positive(steps=steps, log_period=log_period, **periods)
     sharding = Sharding(mesh.build(), rules)
     check_batch(batch_size, microbatches, sharding)
-    batches = task.batches("train", batch_size=batch_size, length=length, seed=seed)
-    check_fit(model, task, batches)
-    held_out = eval_period and task.evaluation(
+    task = task.for_family(model.kind)
+    make_batches = functools.partial(
+        task.batches, "train", batch_size=batch_size, length=length, seed=seed
+    )
+    batches = make_batches()
+    check_fit(model, task, batches, loss)
+    held_out = eval_period and task.evaluations(
         batch_size=batch_size, length=length, batches=eval_batches
     )
 
@@ -108,18 +116,23 @@ def train(
         Checkpointer(directory / FOLDER, keep_last=keep_last, keep_every=keep_every) as checkpoints,
         MetricsLog(directory) as log,
     ):
-        meta = _meta(model, batches, task, seed, ema_decay, config_text)
+        meta = _meta(model, seed, ema_decay, config_text)
         saved = checkpoints.read_meta()
         if saved is not None and saved.get("params_only"):  # written by `convert`, not by a run
             saved, init_from = None, model_dir
         elif saved is not None:
             init_from = None
-            same = {part: meta[part] for part in ("model", "data", "vocabulary", "seed", "ema")}
+            same = {part: meta[part] for part in ("model", "seed", "ema")}
             identity.require_same(saved, same, directory)
         state, shardings = restore_or_init(
             checkpoints, model, optimizer, sharding, seed, ema_decay is not None, init_from
         )
         start = int(state.step)
+        if saved is not None:
+            # Of the step that was restored, which may be older than the newest one.
+            saved = checkpoints.read_meta(start)
+            batches = resumed(make_batches, task, saved, start, directory, allow_data_change)
+        meta |= {"data": batches.fingerprint, "vocabulary": task.load_vocabulary().fingerprint}
         log.cut_back(start)
         if start >= steps:
             console.print(f"done: {directory} is at step {start} of {steps}.", highlight=False)
@@ -149,6 +162,7 @@ def train(
             f"batch {batch_size} rows, {work[0]:,} tokens, {work[1] / 1e9:,.1f} GFLOP; "
             f"{batches.rows_per_epoch:,} rows an epoch",
             f"peak {peak / 1e9:,.0f} GFLOP/s ({source})",
+            *batches.notes,
             f"{f'resuming at step {start}' if start else 'starting'}, {steps} steps in all",
         ]
         console.print(*lines, sep="\n", highlight=False)
@@ -174,7 +188,8 @@ def train(
                     # What a checkpoint's step has logged is on the disk before the checkpoint is.
                     meter.flush(log, progress)
                     with meter.paused():
-                        checkpoints.save(step, to_tree(state), meta)
+                        position = {"cursors": batches.cursors(step)}
+                        checkpoints.save(step, to_tree(state), meta | position)
                 if last:
                     break
         checkpoints.wait()
@@ -183,18 +198,12 @@ def train(
             sys.exit(130 if stopped() == signal.SIGINT else 143)
 
 
-def check_fit(model: ModelConfig, task: Task, batches: Batches) -> None:
+def check_fit(model: ModelConfig, task: Trainable, batches: Batches, loss: Loss) -> None:
     """Raises `UserError` where the model can't learn the task, its lengths or its vocabulary."""
-    family = task.objective.family
-    if family != model.kind:
-        raise UserError(
-            f"objective {type(task.objective).__name__} is for {family} models, and this one is "
-            f"{model.kind}; choose another task or model file."
-        )
-    if model.predicts == "none":
-        raise UserError("the model has no language-model head to train; use one that has.")
-    sizes = {name: shape[1] for name, (shape, _) in batches.shapes.items()}
-    model.check_lengths(sizes.get("encoder_tokens", sizes["tokens"]), sizes["tokens"])
+    _check_head(model, task, batches, loss)
+    sides = [name for name in ("encoder_tokens", "tokens") if name in batches.shapes]
+    lengths = [batches.shapes[name][0][1] for name in sides]
+    model.check_lengths(lengths[0], lengths[-1])
     vocabulary = task.load_vocabulary()
     if vocabulary.size > model.vocab_size:
         raise UserError(
@@ -203,18 +212,39 @@ def check_fit(model: ModelConfig, task: Task, batches: Batches) -> None:
         )
 
 
+def _check_head(model: ModelConfig, task: Trainable, batches: Batches, loss: Loss) -> None:
+    name, head = type(loss).__name__, type(model.head).__name__
+    heads = getattr(loss, "heads", (model.predicts,))
+    if model.predicts not in heads:
+        raise UserError(
+            f"loss {name} is for a head that predicts {' or '.join(heads)}, and the model's {head} "
+            f"predicts {model.predicts}; give the model another head or bind LOSS."
+        )
+    missing = [entry for entry in getattr(loss, "reads", ()) if entry not in batches.shapes]
+    if missing:
+        raise UserError(
+            f"loss {name} reads {missing[0]}, which task {task.name} doesn't give; bind LOSS, or "
+            f"choose another task."
+        )
+    for own in task.tasks():
+        outputs = getattr(own.objective, "outputs", None)
+        if outputs is not None and model.head.labels != outputs:
+            raise UserError(
+                f"task {own.name} has {outputs} labels and the model's {head} {model.head.labels}; "
+                f"bind {head}.labels={outputs}."
+            )
+
+
 def _check_positive(**numbers: int | None) -> None:
     for name, number in numbers.items():
         if number is not None and number < 1:
             raise UserError(f"{name.upper()}={number} must be at least 1.")
 
 
-def _meta(model, batches, task, seed, ema_decay, config_text) -> dict[str, Any]:
-    """What a checkpoint says of its run. The data's position is its step: batches are by step."""
+def _meta(model, seed, ema_decay, config_text) -> dict[str, Any]:
+    """What a checkpoint says of its run, besides its data."""
     return {
         "model": identity.model_identity(model),
-        "data": batches.fingerprint,
-        "vocabulary": task.load_vocabulary().fingerprint,
         "seed": seed,
         "ema": ema_decay is not None,
         "config": config_text,

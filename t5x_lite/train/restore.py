@@ -1,19 +1,23 @@
 """From a run's checkpoints to a state: for resuming, and parameters alone for evaluating."""
 
 import contextlib
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
 from t5x_lite.checkpoint import Checkpointer
+from t5x_lite.data.pipeline import Batches, Origin
+from t5x_lite.data.tasks import Trainable
 from t5x_lite.errors import UserError
 from t5x_lite.nn import parameters
 from t5x_lite.nn.config import ModelConfig
 from t5x_lite.optim import Optimizer
 from t5x_lite.partitioning import MeshConfig, Sharding
-from t5x_lite.tensors import flatten
-from t5x_lite.train.identity import model_identity, require_same
+from t5x_lite.tensors import flatten, signature, unflatten
+from t5x_lite.train.identity import differences_of, model_identity, require_same, shown
 from t5x_lite.train.state import TrainState, from_tree, init_state, state_shardings, stored_shapes
 from t5x_lite.types import Params
 
@@ -31,7 +35,8 @@ def restore_or_init(
 ) -> tuple[TrainState, Any]:
     """The newest good checkpoint's state, or a fresh one; and the shardings of either.
 
-    A fresh state's parameters are drawn from `seed`, or are those of the run in `init_from`.
+    A fresh state's parameters are drawn from `seed`, or are those of the run in `init_from`; what
+    another head there lacks is drawn.
     """
     shapes, shardings = state_shardings(model, optimizer, sharding, ema)
     if init_from is None:
@@ -44,10 +49,50 @@ def restore_or_init(
     init = jax.jit(lambda seed: init_state(model, transform, seed, ema), out_shardings=shardings)
     state = init(jax.numpy.uint32(seed))
     if init_from is not None:
-        params, _ = restore_params(model, init_from, sharding=sharding)
+        params = _begun_with(state.params, model, init_from, sharding)
         average = jax.tree.map(jax.numpy.copy, params) if ema else {}
         state = state.replace(params=params, ema=average)
     return state, shardings
+
+
+def _begun_with(fresh: Params, model: ModelConfig, model_dir: str, sharding: Sharding) -> Params:
+    """The parameters of another run; of a head that it hasn't, the fresh ones."""
+    head = flatten({"head": fresh.get("head", {})})
+    with Stored(model, model_dir, sharding=sharding, any_head=True) as stored:
+        params = stored.read_all_but(head)
+    if stored.lacks:
+        drawn = ", ".join(stored.lacks)
+        print(f"{model_dir} has another head than this model; drawn anew: {drawn}", file=sys.stderr)
+    return params if model.scan else parameters.unstack_layers(params)
+
+
+def resumed(
+    make_batches: Callable[..., Batches],
+    task: Trainable,
+    saved: Mapping[str, Any],
+    step: int,
+    directory: Path,
+    allow_change: bool,
+) -> Batches:
+    """The batches that a checkpoint's run goes on with.
+
+    Raises:
+        UserError: they aren't those that it was trained on, and that isn't allowed.
+    """
+    begun = saved["data"].get("origin")
+    batches = make_batches(origin=Origin(**begun) if begun else Origin())
+    now = {"data": batches.fingerprint, "vocabulary": task.load_vocabulary().fingerprint}
+    changed = differences_of(saved, now)
+    if not changed:
+        return batches
+    if not allow_change:
+        raise UserError(
+            f"{directory} was trained on other data ({shown(changed)}): undo the change, go on "
+            f"with it by --allow_data_change, or give another --model_dir."
+        )
+    batches = make_batches()
+    print(f"the data changed ({shown(changed)}); going on as allowed.", file=sys.stderr)
+    return make_batches(origin=batches.origin_at(step, saved.get("cursors", {})))
 
 
 def restore_params(
@@ -77,7 +122,11 @@ def restore_params(
 
 
 class Stored(contextlib.AbstractContextManager):
-    """The parameters of a run's checkpoint, layers stacked; arguments as of `restore_params`."""
+    """The parameters of a run's checkpoint, layers stacked; arguments as of `restore_params`.
+
+    With `any_head` the checkpoint's model may have another head; `lacks` then names the parameters
+    that it hasn't.
+    """
 
     def __init__(
         self,
@@ -86,6 +135,7 @@ class Stored(contextlib.AbstractContextManager):
         step: int | None = None,
         sharding: Sharding | None = None,
         vocabulary: str | None = None,
+        any_head: bool = False,
     ):
         sharding = sharding or Sharding(MeshConfig().build(jax.devices()[:1]))
         directory = Path(model_dir) / FOLDER
@@ -93,11 +143,25 @@ class Stored(contextlib.AbstractContextManager):
         saved = self._checkpoints.read_meta(step)
         if saved is None:
             raise UserError(f"no checkpoint in {directory}; train into {model_dir} first.")
-        require_same(saved, {"model": model_identity(model)}, directory)
+        now = model_identity(model)
+        if any_head:
+            saved = {**saved, "model": {**saved["model"], "head": None}}
+            now = {**now, "head": None}
+        require_same(saved, {"model": now}, directory)
         if vocabulary is not None and "vocabulary" in saved:  # an imported model may lack one
             require_same(saved, {"vocabulary": vocabulary}, directory)
         self._slot = "ema" if saved.get("ema") else "params"
         self._shapes, self.step = _stored_params(model, sharding), step
+        self.lacks = self._missing_of_head() if any_head else ()
+
+    def _missing_of_head(self) -> tuple[str, ...]:
+        there = self._checkpoints.read_signatures(self.step)
+        head = flatten({"head": self._shapes.get("head", {})})
+        return tuple(
+            path
+            for path, leaf in head.items()
+            if there.get(f"{self._slot}/{path}") != signature(leaf)
+        )
 
     def __exit__(self, *_):
         self._checkpoints.close()
@@ -107,6 +171,15 @@ class Stored(contextlib.AbstractContextManager):
         restored = self._checkpoints.restore({self._slot: self._shapes}, self.step, partial=True)
         self.step = restored.step
         return restored.tree[self._slot], restored.step
+
+    def read_all_but(self, others: Mapping[str, jax.Array]) -> Params:
+        """All of them; those that the checkpoint lacks are taken from `others`, by path."""
+        paths = [path for path in flatten(self._shapes) if path not in self.lacks]
+        like = flatten({self._slot: self._shapes})
+        wanted = {f"{self._slot}/{path}": like[f"{self._slot}/{path}"] for path in paths}
+        tree = self._checkpoints.restore(wanted, self.step, partial=True).tree
+        found = {path: tree[f"{self._slot}/{path}"] for path in paths}
+        return unflatten(self._shapes, {**found, **{path: others[path] for path in self.lacks}})
 
     def read(self, path: str) -> jax.Array:
         """The one at a path, such as `decoder/final_norm/scale`, and no other."""

@@ -253,7 +253,7 @@ def bert(folder, config=None):
     )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
     )
     config = {"do_lower_case": True, "clean_up_tokenization_spaces": True} | (config or {})
@@ -349,8 +349,80 @@ def xlmr_pieces(folder):
     write(folder, "config.json", {"model_type": "xlm-roberta"})
 
 
+# --- before tokenizer.json ------------------------------------------------------------------------
+
+
+def older(kind, folder, said, **files):
+    """The same tokenizer in the files that its class had before tokenizer.json."""
+    KINDS[kind](folder)
+    tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
+    tokenizer.model.save(str(folder))  # vocab.txt, or vocab.json and merges.txt
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (folder / name).unlink()
+    for name, value in ({"tokenizer_config": said} | files).items():
+        if value is not None:
+            write(folder, f"{name}.json", value)
+
+
+def bert_words(folder):
+    """As BERT's first folders: nothing but words and a model's type."""
+    older("bert", folder, None)
+
+
+def bert_cased(folder):
+    config = {"do_lower_case": False, "tokenize_chinese_chars": False, "strip_accents": True}
+    older("bert", folder, config | {"tokenizer_class": "DistilBertTokenizer"})
+
+
+def gpt2_merges(folder):
+    older("gpt2", folder, None)
+
+
+def gpt2_spaced(folder):
+    """With a space before every text and a begin, in a model of another type."""
+    config = {"tokenizer_class": "GPT2TokenizerFast", "add_prefix_space": True}
+    model = {"model_type": "llama"}
+    older("gpt2", folder, config | {"add_bos_token": True, "pad_token": "<|pad|>"}, config=model)
+
+
+def flagged(name, **flags):
+    usual = {"lstrip": False, "normalized": True, "rstrip": False, "single_word": False}
+    return {"content": name, **usual, **flags}
+
+
+ROBERTA_MAP = {"bos": "<s>", "eos": "</s>", "cls": "<s>", "sep": "</s>", "unk": "<unk>"}
+ROBERTA_MAP = {f"{role}_token": name for role, name in ROBERTA_MAP.items()} | {
+    "pad_token": flagged("<pad>"),
+    "mask_token": flagged("<mask>", lstrip=True, normalized=False),
+}
+
+
+def roberta_merges(folder):
+    """As bart's and roberta's folders; the map says that a mask takes the space before it."""
+    older("roberta", folder, {"errors": "replace"}, special_tokens_map=ROBERTA_MAP)
+
+
+def byt5(folder):
+    """No file at all but the class's name."""
+    write(folder, "config.json", {"model_type": "t5", "tokenizer_class": "ByT5Tokenizer",
+                                  "decoder_start_token_id": 0})  # fmt: skip
+
+
+def byt5_flagged(folder):
+    """As later versions wrote ByT5's: fewer sentinels, and ends that take no space."""
+    config = {"tokenizer_class": "ByT5Tokenizer", "extra_ids": 10}
+    config |= {"additional_special_tokens": [f"<extra_id_{n}>" for n in range(10)]}
+    names = {"eos_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
+    config |= {role: {"__type": "AddedToken", **flagged(n)} for role, n in names.items()}
+    write(folder, "tokenizer_config.json", config)
+    write(folder, "config.json", {"model_type": "t5", "decoder_start_token_id": 0})
+
+
 KINDS = {
     **{"gpt2": gpt2, "llama3": llama3, "qwen": qwen, "roberta": roberta, "bert": bert},
     **{"unigram": unigram, "t5_pieces": t5_pieces, "llama_pieces": llama_pieces},
     **{"llama_legacy": llama_legacy, "gemma_pieces": gemma_pieces, "xlmr_pieces": xlmr_pieces},
+    **{"bert_words": bert_words, "bert_cased": bert_cased, "gpt2_merges": gpt2_merges},
+    **{"gpt2_spaced": gpt2_spaced, "roberta_merges": roberta_merges, "byt5": byt5},
+    **{"byt5_flagged": byt5_flagged},
 }

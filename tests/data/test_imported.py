@@ -27,7 +27,8 @@ spec = importlib.util.spec_from_file_location(
 published = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(published)
 TEXTS = published.DIFFICULT + published.LEADING + published.SPECIAL
-LOSSLESS = ("gpt2", "llama3", "roberta", "llama_pieces", "gemma_pieces")
+LOSSLESS = ("gpt2", "llama3", "roberta", "llama_pieces", "gemma_pieces", "gpt2_merges",
+            "roberta_merges", "byt5")  # fmt: skip
 
 
 @pytest.fixture(scope="session")
@@ -71,7 +72,7 @@ def test_no_text_is_lost(vocabulary):
         assert vocabulary.decode(vocabulary.encode(text)) == expected
 
 
-@pytest.mark.parametrize("kind", ["gpt2", "llama3", "roberta"])
+@pytest.mark.parametrize("kind", ["gpt2", "llama3", "roberta", "roberta_merges", "byt5_flagged"])
 def test_byte_lengths_of_byte_level_bpe_add_up_to_the_text(vocabulary):
     lengths = vocabulary.byte_lengths()
     for text in published.DIFFICULT + published.LEADING:
@@ -89,14 +90,15 @@ def test_byte_lengths_of_words_count_the_space_before_each(vocabulary_of):
     assert words.byte_lengths()[words.encode("over the hills")].sum() == len(" over the hills")
 
 
-def test_special_ids_are_distinct_weightless_and_silent(vocabulary):
+def test_special_ids_are_distinct_weightless_and_silent(vocabulary, kind):
     special = vocabulary.special_ids
     assert not vocabulary.byte_lengths()[special].any()
     assert vocabulary.byte_lengths().shape == (vocabulary.size,)
     assert len(vocabulary.ordinary_ids) + len(special) == vocabulary.size
     ids = vocabulary.encode("over the hills")
     silent = [i for i in special if i != vocabulary.unk_id]
-    assert vocabulary.decode([*silent[:3], *ids, *silent[3:]]) == "over the hills"
+    space = " " if kind == "gpt2_spaced" else ""  # which it puts before every text
+    assert vocabulary.decode([*silent[:3], *ids, *silent[3:]]) == f"{space}over the hills"
 
 
 def test_every_id_has_a_name_and_no_other_has(vocabulary):
@@ -145,6 +147,12 @@ def roles(vocabulary):
         ("t5_pieces", (0, 1, None, 2, None, None, None)),
         ("llama_pieces", (2, 2, 1, 0, None, None, None)),  # pads with its end, having no pad
         ("gemma_pieces", (0, 1, 2, 3, None, None, 4)),
+        ("bert_words", (0, None, None, 1, 2, 3, 4)),  # from the class's defaults alone
+        ("bert_cased", (0, None, None, 1, 2, 3, 4)),
+        ("gpt2_merges", (0, 0, 0, 0, None, None, None)),
+        ("gpt2_spaced", (320, 0, 0, 0, None, None, None)),  # the pad stands in no vocab.json
+        ("roberta_merges", (1, 2, 0, 3, 0, 2, 320)),
+        ("byt5", (0, 1, None, 2, None, None, None)),
     ],
 )
 def test_roles_are_those_of_the_files(vocabulary, expected):
@@ -172,6 +180,11 @@ def test_fairseqs_ids_are_one_higher_with_its_special_ids_first(vocabulary_of, f
         ("unigram", (), (1,)),
         ("t5_pieces", (), (1,)),
         ("llama_pieces", (1,), (2,)),  # tokenizer_config.json's add_bos_token
+        ("bert_words", (2,), ()),
+        ("gpt2_merges", (), (0,)),
+        ("gpt2_spaced", (0,), (0,)),
+        ("roberta_merges", (0,), (2,)),
+        ("byt5", (), (1,)),
     ],
 )
 def test_what_begins_and_ends_a_text(vocabulary, prefix, stops):
@@ -191,6 +204,51 @@ def test_sentinels_count_down_from_the_top(vocabulary):
     assert vocabulary.piece(top) == "<extra_id_0>"
     assert vocabulary.encode("<extra_id_1>")[-1] == top - 1
     assert set(vocabulary.sentinel_ids) <= set(vocabulary.special_ids.tolist())
+
+
+def test_byt5s_sentinels_count_up_after_its_bytes(vocabulary_of):
+    byt5, fewer = vocabulary_of("byt5"), vocabulary_of("byt5_flagged")
+    assert (byt5.size, fewer.size) == (384, 269)
+    assert byt5.sentinel_ids == tuple(range(259, 384))
+    text = "a </s> b<extra_id_1>"
+    assert byt5.encode(text) == [100, 1, 101, 260]  # its ends take the spaces around them
+    assert fewer.encode(text) == [100, 35, 1, 35, 101, 260]
+    assert byt5.encode_plain("</s>") == [byte + 3 for byte in b"</s>"]
+
+
+def test_a_mask_takes_the_space_before_it_where_the_files_do_not_say(folder_of, tmp_path):
+    folder = copy(folder_of("roberta_merges"), tmp_path / "new")
+    (folder / "special_tokens_map.json").unlink()
+    space = imported.load(folder).encode(" ")
+    for where, kept in ((folder, []), (folder_of("roberta_merges"), [])):
+        assert imported.load(where).encode("a <mask>")[1:] == [*kept, 320]
+    plain = published.ROBERTA_MAP | {"mask_token": published.flagged("<mask>")}
+    published.write(folder, "special_tokens_map.json", plain)
+    assert imported.load(folder).encode("a <mask>")[1:] == [*space, 320]
+
+
+def test_older_files_say_how_words_are_normalised(folder_of, tmp_path):
+    folder = copy(folder_of("bert_words"), tmp_path / "new")
+    words = (folder / "vocab.txt").read_text().splitlines()
+    (folder / "vocab.txt").write_text(
+        "\n".join([*words, "Over", "\u00e9", "E", "e", "\u6f22"]) + "\n"
+    )
+    ids = {word: i for i, word in enumerate((folder / "vocab.txt").read_text().splitlines())}
+    over, unknown = ids["over"], ids["[UNK]"]
+    cases = [
+        ({}, "Over \u00c9", [over, ids["e"]]),
+        ({"do_lower_case": False}, "Over \u00e9", [ids["Over"], ids["\u00e9"]]),
+        ({"do_lower_case": False, "strip_accents": True}, "Over \u00c9", [ids["Over"], ids["E"]]),
+        ({"strip_accents": False}, "Over \u00c9", [over, ids["\u00e9"]]),
+        ({}, "\u6f22\u6f22", [ids["\u6f22"]] * 2),
+        ({"tokenize_chinese_chars": False}, "\u6f22\u6f22", [unknown]),
+    ]
+    prints = set()
+    for config, text, expected in cases:
+        published.write(folder, "tokenizer_config.json", config)
+        assert imported.load(folder).encode(text) == expected, config
+        prints.add(imported.load(folder).fingerprint)
+    assert len(prints) == len({json.dumps(config) for config, *_ in cases})
 
 
 def test_sentinels_are_a_hundred_where_only_the_family_says_so(folder_of, tmp_path):
@@ -354,6 +412,30 @@ def test_tokenizer_json_wins(folder_of, tmp_path):
             {"spiece.model": "", "tokenizer_config.json": {"tokenizer_class": "AlbertTokenizer"}},
             "belongs to a AlbertTokenizer.*tokenizer.json is needed",
         ),
+        (
+            {"vocab.txt": "a", "tokenizer_config.json": {"tokenizer_class": "BertweetTokenizer"}},
+            "vocab.txt belongs to a BertweetTokenizer.*tokenizer.json is needed",
+        ),
+        ({"vocab.txt": "a\n[CLS]"}, r"has no '\[SEP\]', the tokenizer's sep_token"),
+        (
+            {"vocab.txt": "a", "tokenizer_config.json": {"do_basic_tokenize": False}},
+            "do_basic_tokenize=False.*tokenizer.json is needed",
+        ),
+        ({"vocab.json": {"a": 0}, "merges.txt": ""}, "whose class nothing names"),
+        (
+            {"vocab.json": "{", "merges.txt": "", "config.json": {"model_type": "gpt2"}},
+            "vocab.json can't be read by tokenizers",
+        ),
+        ({"vocab.json": {"a": 0}}, "has neither tokenizer.json nor"),
+        (
+            {
+                "tokenizer_config.json": {
+                    "tokenizer_class": "ByT5Tokenizer",
+                    "added_tokens_decoder": {"9": {"content": "<x>"}},
+                }
+            },
+            "gives '<x>' the id 9, and ByT5's tokenizer None",
+        ),
     ],
 )
 def test_what_cannot_be_read_is_refused_in_one_line(tmp_path, files, message):
@@ -438,3 +520,49 @@ def test_borrowed_padding_bans_no_word(tmp_path):
     vocabulary = imported.load(tmp_path)
     assert vocabulary.pad_id == 0
     assert vocabulary.special_ids.tolist() == []
+
+
+# --- characters, and pairs -----------------------------------------------------------------------
+
+
+def test_offsets_are_where_the_ids_text_stands(vocabulary):
+    """In order, within the text, and no letter belongs to none."""
+    for text in TEXTS:
+        ids, offsets = vocabulary.encode_with_offsets(text)
+        assert [*ids] == [*vocabulary.encode(text)]
+        assert offsets.shape == (len(ids), 2)
+        assert ((offsets >= 0) & (offsets <= len(text))).all()
+        assert (np.diff(offsets[:, 0]) >= 0).all()
+        assert (offsets[:, 1] >= offsets[:, 0]).all()
+        held = {n for begin, end in offsets.tolist() for n in range(begin, end)}
+        missing = [text[n] for n in sorted(set(range(len(text))) - held)]
+        # Normalisation takes out control characters and marks, and of decomposed ones joins two.
+        assert not any(char.isalnum() and char.isascii() for char in missing)
+
+
+@pytest.mark.parametrize("kind", ["t5_pieces", "llama_pieces", "llama_legacy", "byt5", "gpt2"])
+def test_words_after_a_special_token_are_found(vocabulary_of, kind):
+    vocabulary = vocabulary_of(kind)
+    text = "over </s>the  hills é🙂 away"
+    ids, offsets = vocabulary.encode_with_offsets(text)
+    begin = text.index("hills")
+    inside = [i for i, (a, b) in zip(ids, offsets, strict=True) if a < begin + 5 and b > begin]
+    assert vocabulary.decode(inside).strip() == "hills"
+    smile = [i for i, (a, b) in zip(ids, offsets, strict=True) if a <= text.index("🙂") < b]
+    assert vocabulary.decode(smile) == "🙂" or smile == [vocabulary.unk_id]
+
+
+@pytest.mark.parametrize(
+    ("kind", "between", "second_type"),
+    [("bert", 1, 1), ("bert_words", 1, 1), ("roberta", 2, 0), ("roberta_merges", 2, 0)],
+)
+def test_a_pair_is_framed_as_its_family_does(vocabulary_of, kind, between, second_type):
+    vocabulary = vocabulary_of(kind)
+    assert (vocabulary.between_ids or (vocabulary.sep_id,)) == (vocabulary.sep_id,) * between
+    assert vocabulary.second_type == second_type
+
+
+def test_xlm_roberta_s_pair_has_two_ends_and_one_type(vocabulary_of):
+    vocabulary = vocabulary_of("xlmr_pieces")
+    assert vocabulary.between_ids == (vocabulary.eos_id, vocabulary.eos_id)
+    assert vocabulary.second_type == 0

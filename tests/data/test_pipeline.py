@@ -9,6 +9,7 @@ import pytest
 
 from t5x_lite.data.objectives import CausalLM, MaskedLM, SpanCorruption
 from t5x_lite.data.pipeline import Batches, iterate
+from t5x_lite.data.rows import Rows
 from t5x_lite.data.vocabularies import Bytes
 from t5x_lite.errors import UserError
 
@@ -39,23 +40,34 @@ class Numbered:
     def __len__(self):
         return self.rows
 
-    def row(self, index, noise):
-        return {"index": np.array(index), "noise": noise.integers(2**62, size=1)}
+    are_sizes_fixed = True
+
+    def segments(self, index, noise):
+        one = np.array([index])
+        return [{"tokens": one, "index": one, "noise": noise.integers(2**62, size=1)}]
+
+    def sizes(self, noise_of):
+        return np.ones((self.rows, 1), int)
 
 
-SHAPES = {"index": ((), np.dtype(int)), "noise": ((1,), np.dtype(np.int64))}
+SHAPES = {name: ((1,), np.dtype(np.int64)) for name in ("tokens", "index", "noise")}
+SHAPES |= {name: ((1,), np.dtype(np.int64)) for name in ("segments", "positions")}
+
+
+def numbered_rows(rows=10, name="demo", seed=0, packing="none"):
+    return Rows(
+        lambda: Numbered(rows),
+        sides={"tokens": 1},
+        shapes=SHAPES,
+        packing=packing,
+        name=name,
+        seed=seed,
+    )
 
 
 def numbered(rows=10, batch_size=4, name="demo", seed=0, is_endless=True, **rest):
-    return Batches(
-        lambda: Numbered(rows),
-        row_shapes=SHAPES,
-        batch_size=batch_size,
-        name=name,
-        seed=seed,
-        is_endless=is_endless,
-        **rest,
-    )
+    own = [numbered_rows(rows, name, seed)]
+    return Batches(own, batch_size=batch_size, seed=seed, is_endless=is_endless, **rest)
 
 
 def flat(batches, steps, key="index"):
@@ -113,7 +125,7 @@ def test_every_row_comes_once_an_epoch_in_a_new_order():
 def test_noise_differs_by_seed_task_epoch_and_index():
     def noise_of(**rest):
         batches = numbered(rows=6, batch_size=6, **rest)
-        by_index = np.argsort(flat(batches, 1)), np.argsort(batches[1]["index"])
+        by_index = np.argsort(flat(batches, 1)), np.argsort(batches[1]["index"].reshape(-1))
         first, second = batches[0]["noise"][by_index[0]], batches[1]["noise"][by_index[1]]
         return np.concatenate([first, second]).reshape(-1).tolist()
 
@@ -136,7 +148,7 @@ def test_evaluation_reads_every_row_once_in_order_and_fills_with_padding():
     held_out = numbered(rows=10, batch_size=4, is_endless=False)
     assert len(held_out) == 3
     batches = list(held_out)
-    assert np.concatenate([b["index"] for b in batches]).tolist() == [*range(10), 0, 0]
+    assert np.concatenate([b["index"] for b in batches]).reshape(-1).tolist() == [*range(10), 0, 0]
     assert (batches[-1]["noise"][2:] == 0).all()
     with pytest.raises(IndexError):
         held_out[3]
@@ -144,9 +156,9 @@ def test_evaluation_reads_every_row_once_in_order_and_fills_with_padding():
 
 
 def test_evaluation_has_every_held_out_target_once(prepared):
-    store = prepared.documents("validation")
+    store = prepared.store("validation")
     eos = prepared.load_vocabulary().eos_id
-    expected = np.concatenate([[*row, eos] for row in store.read(0, len(store))])
+    expected = np.concatenate([[*row, eos] for (row,) in store.read(range(len(store)))])
     batches = list(prepared.evaluation(batch_size=4, length=32))
     targets = [b["targets"][b["weights"] > 0] for b in batches]
     np.testing.assert_array_equal(np.concatenate(targets), expected)
@@ -200,7 +212,7 @@ def test_the_fingerprint_tells_apart_what_gives_other_batches(prepared):
 def test_what_cannot_work_is_refused(arguments, message):
     with pytest.raises(UserError, match=message):
         numbered(**arguments)
-    with pytest.raises(UserError, match="0 rows"):
+    with pytest.raises(UserError, match="no examples"):
         numbered(rows=0)[0]
     with pytest.raises(UserError, match="prefetch=0"):
         next(iterate(numbered(), prefetch=0))

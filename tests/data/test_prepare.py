@@ -10,7 +10,8 @@ from rich.console import Console
 
 from t5x_lite.data.prepare import prepare, train_tokenizer
 from t5x_lite.data.sources import Text
-from t5x_lite.data.store import TextStore
+from t5x_lite.data.text_store import TextShard, TextStore
+from t5x_lite.data.token_store import TokenShard
 from t5x_lite.data.vocabularies import SentencePiece
 from t5x_lite.errors import UserError
 
@@ -29,7 +30,8 @@ def everything(folder):
 
 def documents(task):
     text = TextStore.open(task.folder, task.text_config)
-    return {s: [t for chunk in text.chunks(s) for t in chunk] for s in ("train", "validation")}
+    splits = ("train", "validation")
+    return {s: [t["text"] for chunk in text.chunks(s) for t in chunk] for s in splits}
 
 
 @pytest.fixture
@@ -41,19 +43,23 @@ def test_stored_tokens_are_the_encoded_documents_in_order(piece_task, quiet):
     prepare(piece_task, quiet)
     vocabulary = piece_task.load_vocabulary()
     for split, texts in documents(piece_task).items():
-        store = piece_task.documents(split)
+        store = piece_task.store(split)
         assert len(store) == len(texts)
-        for ids, text in zip(store.read(0, len(store)), texts, strict=True):
+        for (ids,), text in zip(store.read(range(len(store))), texts, strict=True):
             assert ids.dtype == np.int32
             assert ids.tolist() == vocabulary.encode(text)
-        assert store.read(3, 5)[1].tolist() == vocabulary.encode(texts[4])
+        assert store.read(range(3, 5))[1][0].tolist() == vocabulary.encode(texts[4])
+        assert [len(ids) for (ids,) in store.read([4, 0, 4])] == store.lengths("text")[
+            [4, 0, 4]
+        ].tolist()
     assert "tensorflow" not in sys.modules
 
 
 def test_the_split_loses_and_doubles_nothing_and_keeps_order(piece_task, quiet):
     prepare(piece_task, quiet)
     splits = documents(piece_task)
-    source = [text for text, _ in piece_task.source.documents()]
+    (part,) = piece_task.source.parts()
+    source = [record["text"] for record, _ in piece_task.source.records(part, pytest.fail)]
     assert sorted(splits["train"] + splits["validation"]) == sorted(source)
     assert splits["train"] == [text for text in source if text in set(splits["train"])]
     assert 4 <= len(splits["validation"]) <= 22  # a fifth of 60, within four standard deviations
@@ -94,9 +100,9 @@ def test_preparing_twice_elsewhere_gives_the_same_files(piece_task, tmp_path, qu
     left, right = everything(piece_task.folder), everything(other.folder)
     assert left.keys() == right.keys()
     for name in left:
-        if not name.endswith(("tokenizer.model", "array_record-00000", ".array_record")):
+        if not name.endswith("tokenizer.model") and "array_record" not in name:
             assert left[name][0] == right[name][0], name
-    assert piece_task.documents("train").digest == other.documents("train").digest
+    assert piece_task.store("train").digest == other.store("train").digest
 
 
 def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(byte_task, tmp_path):
@@ -110,26 +116,21 @@ def test_a_terminal_gets_a_bar_and_a_pipe_gets_lines(byte_task, tmp_path):
 def test_what_fails_halfway_leaves_nothing_and_is_mended_by_running_again(
     piece_task, monkeypatch, quiet, stage
 ):
-    import t5x_lite.data.prepare as module
+    place = {
+        "text": "t5x_lite.data.text_store.kept",
+        "tokenizer": "t5x_lite.data.prepare._lines_of",
+        "tokens": "t5x_lite.data.token_store.as_bytes",
+    }[stage]
+    calls = []
 
-    def broken(stream):
-        for number, item in enumerate(stream):
-            if number == 1:
-                raise KeyboardInterrupt
-            yield item
+    def stopped(*_):
+        calls.append(0)
+        if len(calls) == 2 or stage == "tokenizer":
+            raise KeyboardInterrupt
+        return b"" if stage == "tokens" else {"text": "one"}
 
     with monkeypatch.context() as patch:
-        if stage == "text":
-            real = module._watched
-            patch.setattr(module, "_watched", lambda *a: broken(real(*a)))
-        elif stage == "tokenizer":
-            real = module._sampled_lines
-            patch.setattr(module, "_sampled_lines", lambda *a: broken(real(*a)))
-        else:
-            real = module._counted
-            splits = ("train", "validation")
-            broken_split = lambda *a: {s: broken(iter([["a"], ["b"]])) for s in splits}  # noqa: E731
-            patch.setattr(module, "_counted", broken_split)
+        patch.setattr(place, stopped)
         with pytest.raises(KeyboardInterrupt):
             prepare(piece_task, quiet)
     left = {path.name for path in piece_task.folder.iterdir()} - {".lock"}
@@ -164,7 +165,7 @@ def test_few_documents_still_split_and_one_cannot(tmp_path, byte_task, quiet):
     assert attempt("little", few, 1e-6) == {"train": 2, "validation": 1}
     assert attempt("much", few, 1 - 1e-6) == {"train": 1, "validation": 2}
     for content, count in (("", 0), (" \n\n \n", 0), ("one", 1), ("one\n\none\n\none", 3)):
-        with pytest.raises(UserError, match=f"few.txt has {count} documents, {min(count, 1)} diff"):
+        with pytest.raises(UserError, match=f"few.txt has {count} records, {min(count, 1)} diff"):
             attempt(f"bad{count}{len(content)}", content, 0.5)
         assert not (byte_task.folder.parent / f"bad{count}{len(content)}" / "text").exists()
 
@@ -227,33 +228,104 @@ def test_a_disk_that_cannot_be_written_is_named(byte_task, tmp_path, quiet):
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs a device that is always full")
 @pytest.mark.parametrize("stage", ["text", "tokens"])
 def test_a_full_disk_is_named_and_nothing_half_written_stays(byte_task, monkeypatch, quiet, stage):
-    name = {"text": "text-train.array_record-00000", "tokens": "train.array_record"}[stage]
+    name = {
+        "text": "text-train.array_record-00000-of-00001",
+        "tokens": "shards/train-text-00000.part",
+    }
     real = Path.mkdir
 
     def mkdir(self, *args, **kwargs):
         real(self, *args, **kwargs)
-        if self.name.startswith(stage) and self.name.endswith(".partial"):
-            (self / name).symlink_to("/dev/full")
+        place = self.parent / name[stage]
+        if self.name == "shards" and self.parent.name.startswith(stage) and not place.exists():
+            place.symlink_to("/dev/full")
 
     monkeypatch.setattr(Path, "mkdir", mkdir)
     assert "can't write" in refusal(prepare, byte_task, quiet)
     assert not list(byte_task.folder.glob(f"{stage}*"))
 
 
-@pytest.mark.parametrize("damage", ["cut", "missing", "other", "index"])
+@pytest.mark.parametrize("damage", ["cut", "missing", "other", "flipped", "index"])
 def test_a_damaged_store_is_named_and_never_read_as_tokens(byte_task, quiet, damage):
     prepare(byte_task, quiet)
     (folder,) = byte_task.folder.glob("tokens-*")
-    records = folder / "train.array_record"
+    entries = folder / "train-text.bin"
+    content = bytearray(entries.read_bytes())
     if damage == "cut":
-        records.write_bytes(records.read_bytes()[:1000])
+        entries.write_bytes(content[:1000])
     elif damage == "missing":
-        records.unlink()
+        entries.unlink()
     elif damage == "other":
-        records.write_bytes((folder / "validation.array_record").read_bytes())
+        entries.write_bytes((folder / "validation-text.bin").read_bytes())
+    elif damage == "flipped":
+        content[100] ^= 4
+        entries.write_bytes(content)
     else:
-        lengths = np.load(folder / "train.lengths.npy")
-        np.save(folder / "train.lengths.npy", lengths + 1)
+        offsets = np.load(folder / "train-text.offsets.npy")
+        np.save(folder / "train-text.offsets.npy", 2 * offsets)
     with pytest.raises(UserError, match=f"{folder} is damaged") as caught:
-        byte_task.batches(batch_size=2, length=64, seed=0)[0]
+        [byte_task.batches(batch_size=8, length=64, seed=0)[step] for step in range(40)]
     assert "\n" not in str(caught.value)
+
+
+@pytest.fixture
+def many_parts(byte_task, monkeypatch):
+    """A task whose source has about ten parts."""
+    monkeypatch.setattr("t5x_lite.data.sources.base.PART_BYTES", 700)
+    assert len(byte_task.source.parts()) > 5
+    return byte_task
+
+
+def test_parts_give_the_store_that_one_gives(many_parts, monkeypatch, tmp_path, quiet):
+    prepare(many_parts, quiet)
+    cut = documents(many_parts)
+    assert len(list((many_parts.folder / "text").glob("text-train*"))) > 5
+    monkeypatch.setattr("t5x_lite.data.sources.base.PART_BYTES", 2**20)
+    whole = dataclasses.replace(many_parts, data_dir=str(tmp_path / "whole"))
+    prepare(whole, quiet)
+    assert cut == documents(whole)
+    left, right = many_parts.store("train"), whole.store("train")
+    everyone = [3, 40, 2, *range(len(left))]
+    for (one,), (other,) in zip(left.read(everyone), right.read(everyone), strict=True):
+        np.testing.assert_array_equal(one, other)
+    assert not list(many_parts.folder.rglob("*.partial"))
+
+
+@pytest.mark.parametrize("stage", ["text", "tokens"])
+def test_a_killed_preparation_goes_on_with_the_missing_shards(
+    many_parts, monkeypatch, tmp_path, quiet, stage
+):
+    whole = dataclasses.replace(many_parts, data_dir=str(tmp_path / "whole"))
+    prepare(whole, quiet)
+    kind = {"text": "text_store.TextShard", "tokens": "token_store.TokenShard"}[stage]
+    real = {"text": TextShard, "tokens": TokenShard}[stage].write
+
+    def write(shard):
+        if shard.number == 3:
+            raise KeyboardInterrupt
+        real(shard)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(f"t5x_lite.data.{kind}.write", write)
+        with pytest.raises(KeyboardInterrupt):
+            prepare(many_parts, quiet, workers=1)
+    (partial,) = many_parts.folder.glob("*.partial")
+    finished = everything(partial / "shards")
+    assert len([name for name in finished if name.endswith("json")]) == 3
+    written = []
+    monkeypatch.setattr(
+        f"t5x_lite.data.{kind}.write", lambda shard: (written.append(shard.number), real(shard))
+    )
+    prepare(many_parts, quiet, workers=1)
+    assert written == list(range(3, len(many_parts.source.parts())))
+    assert many_parts.store("train").digest == whole.store("train").digest
+    assert documents(many_parts) == documents(whole)
+
+
+def test_workers_give_the_store_that_one_process_gives(many_parts, tmp_path, quiet):
+    prepare(many_parts, quiet, workers=1)
+    shared = dataclasses.replace(many_parts, data_dir=str(tmp_path / "shared"))
+    prepare(shared, quiet, workers=2)
+    assert shared.store("train").digest == many_parts.store("train").digest
+    with pytest.raises(UserError, match="workers=0"):
+        prepare(many_parts, quiet, workers=0)

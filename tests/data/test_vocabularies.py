@@ -10,6 +10,7 @@ from t5x_lite.data.vocabularies import (
     ByteVocabulary,
     SentencePiece,
     SentencePieceVocabulary,
+    Vocabulary,
     load_vocabulary,
 )
 from t5x_lite.errors import UserError
@@ -58,7 +59,8 @@ def test_byte_lengths_add_up_to_the_text(vocabulary, text):
 
 
 def test_encoding_many_is_encoding_each(vocabulary):
-    assert vocabulary.encode_all(TEXTS) == [vocabulary.encode(text) for text in TEXTS]
+    many = [list(ids) for ids in vocabulary.encode_all(TEXTS)]
+    assert many == [vocabulary.encode(text) for text in TEXTS]
 
 
 def test_text_never_becomes_a_special_id(vocabulary):
@@ -142,6 +144,30 @@ def test_a_given_model_must_have_the_size_that_is_bound(tmp_path):
     path.write_bytes(b"no model")
     with pytest.raises(UserError, match="not a sentencepiece model"):
         load_vocabulary(given, tmp_path)
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe", "bytes"])
+def test_offsets_are_the_characters_that_ids_stand_for(model_type):
+    vocabulary = ByteVocabulary(10)
+    if model_type != "bytes":
+        vocabulary = SentencePieceVocabulary(trained(model_type)[0], 10)
+    text = "  Over the hïlls, é🙂日本 and\n\nfar away "
+    ids, offsets = vocabulary.encode_with_offsets(text)
+    assert [*ids] == [*vocabulary.encode(text)]
+    for begin in range(len(text)):
+        for end in (begin + 1, begin + 5):
+            inside = (offsets[:, 0] < end) & (offsets[:, 1] > begin)
+            covered = offsets[inside]
+            # Lossless: what the ids say is exactly the text that they stand for.
+            said = vocabulary.decode(np.array(ids)[inside])
+            assert said == text[covered[:, 0].min() : covered[:, 1].max()]
+            assert covered[:, 0].min() <= begin
+            assert covered[:, 1].max() >= min(end, len(text))
+
+
+def test_a_vocabulary_that_cannot_tell_characters_says_so():
+    with pytest.raises(UserError, match="Vocabulary can't tell which characters"):
+        Vocabulary().encode_with_offsets("x")
 
 
 def test_fingerprints_tell_vocabularies_apart():

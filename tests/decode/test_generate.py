@@ -81,6 +81,24 @@ def test_greedy_generation_equals_full_passes_up_to_the_first_stop_id(tiny, name
         assert not result.logprobs_BT[i, length:].any()
 
 
+def test_a_prefix_is_read_in_both_directions_and_goes_on_causally(tiny):
+    model, params = tiny("llama")
+    prompt = right_pad(PROMPTS)
+    prompt |= {"prefix": prompt["segments"]}
+    result = generate(model, params, prompt, keys(), Decoding(NEW, sampling=GREEDY))
+    causal = generate(model, params, right_pad(PROMPTS), keys(), Decoding(NEW, sampling=GREEDY))
+    for i, row in enumerate(PROMPTS):
+        tokens = [*row, *result.tokens_BT[i].tolist()]
+        batch = right_pad([tokens], 20)
+        batch |= {"prefix": (np.arange(20) < len(row)).astype(np.int32)[None]}
+        logits = np.asarray(full_logits(model, params, batch))[0, len(row) - 1 : len(tokens) - 1]
+        assert logits.argmax(axis=-1).tolist() == tokens[len(row) :]
+        chosen = np.take_along_axis(log_softmax(logits), np.array(tokens[len(row) :])[:, None], 1)
+        np.testing.assert_allclose(result.logprobs_BT[i], chosen[:, 0], atol=2e-5)
+    differs = np.abs(np.asarray(result.logprobs_BT - causal.logprobs_BT)).max(axis=1)
+    assert (differs > 1e-3).tolist() == [len(row) > 1 for row in PROMPTS]
+
+
 def run(tiny, rows, keys, banned=None):
     model, params = tiny("llama")
     banned = np.zeros(model.config.physical_vocab, bool) if banned is None else banned

@@ -91,9 +91,10 @@ def test_a_tasks_baselines_count_all_held_out_bytes(tmp_path):
     prepare(task, Console(quiet=True))
     held_out = task.evaluation(batch_size=4, length=16)
     result = baselines(task, held_out)
-    store = task.documents("validation")
-    assert result.bigram.bytes == store.lengths.sum()
-    assert result.bigram.tokens == store.lengths.sum() + len(store)  # and each document's end
+    store = task.store("validation")
+    total = store.lengths("text").sum()
+    assert result.bigram.bytes == total
+    assert result.bigram.tokens == total + len(store)  # and each document's end
     assert result.bigram.nats_per_token < result.unigram.nats_per_token < np.log(363)
     masked = dataclasses.replace(task, objective=MaskedLM())
     with pytest.raises(UserError, match="CausalLM only"):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from t5x_lite.checkpoint import Checkpointer
-from t5x_lite.data.objectives import CausalLM, MaskedLM, SpanCorruption
+from t5x_lite.data.objectives import CausalLM, MaskedLM, PrefixLM, SpanCorruption
 from t5x_lite.data.sources import Text
 from t5x_lite.data.tasks import Task
 from t5x_lite.data.vocabularies import Bytes
@@ -28,6 +28,7 @@ from t5x_lite.train.identity import model_identity
 VOCABULARY = Bytes(extra_ids=5)
 FAMILIES = {
     "llama": (llama, CausalLM()),
+    "prefix": (llama, PrefixLM()),
     "gpt2": (gpt2, CausalLM()),
     "t5": (t5_1_1, SpanCorruption()),
     "bert": (bert, MaskedLM()),
@@ -149,6 +150,15 @@ def test_samples_depend_on_seed_prompt_and_number_alone(writes, monkeypatch, cap
     assert not {a.text for a in reseeded} & set(first)
     # All batches have one shape: a second one would be another program to compile.
     assert {batch["tokens"].shape for batch in batches} == {(4, 32)}
+
+
+def test_a_prefix_lm_reads_its_prompt_as_a_prefix(writes):
+    batches = writes(lambda row, key: [3 + 65, 1])
+    for name in ("prefix", "llama"):
+        run(name, PROMPTS[:2])
+    prefix, causal = batches
+    np.testing.assert_array_equal(prefix["prefix"], prefix["segments"])
+    assert "prefix" not in causal
 
 
 def test_an_encoder_decoder_fills_the_sentinels_of_its_prompt(writes, capsys):

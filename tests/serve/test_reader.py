@@ -1,12 +1,17 @@
+import dataclasses
 import functools
 import types
 
 import numpy as np
 import pytest
 
+from t5x_lite.data.converters import assemble
 from t5x_lite.data.objectives import (
+    UL2,
     CausalLM,
+    FillInTheMiddle,
     MaskedLM,
+    PrefixLM,
     SpanCorruption,
     corrupt,
     mask_tokens,
@@ -143,9 +148,12 @@ ASCII = TEXT.encode("ascii", "ignore").decode()
 def training_row(objective, vocabulary, length):
     """The first row that a model is trained on, of a text of one document."""
     ids = np.array(vocabulary.encode(ASCII), np.int32)
-    documents = types.SimpleNamespace(lengths=np.array([len(ids)]), read=lambda *_: [ids])
-    examples = objective.examples(documents, vocabulary, length)
-    return {name: row.tolist() for name, row in examples.row(0, np.random.default_rng(0)).items()}
+    text = types.SimpleNamespace(offsets=np.array([0, len(ids)]), slice=lambda a, b: ids[a:b])
+    store = types.SimpleNamespace(column=lambda _: text)
+    sides = objective.sides(length)
+    segments = objective.examples(store, vocabulary, sides).segments(0, np.random.default_rng(0))
+    row = assemble(segments, objective.shapes(sides))
+    return {name: values.tolist() for name, values in row.items()}
 
 
 def test_prompts_are_framed_as_the_rows_of_training_are():
@@ -189,3 +197,60 @@ def test_what_a_family_cannot_read_is_refused(vocabulary):
         reader(t5_1_1, vocabulary).encode(f"the <extra_id_{SENTINELS}>")
     with pytest.raises(UserError, match=f"{vocabulary.size} ids and the model 100"):
         Reader(llama("tiny", vocab_size=100), vocabulary)
+
+
+PREFIX = {"reads_sentinels": True, "reads_prefix": True}
+
+
+def test_a_decoder_that_denoises_fills_the_sentinels_of_its_prompt(vocabulary):
+    read = reader(llama, vocabulary, corrupts_spans=True, **PREFIX)
+    first, second = vocabulary.sentinel_ids[:2]
+    the, sat = vocabulary.encode("the"), vocabulary.encode(" sat")
+    assert read.encode("the<extra_id_0> sat") == [vocabulary.bos_id, *the, first, *sat]
+    assert read.encode("the") == [vocabulary.bos_id, *the, first]
+    written = [first, *vocabulary.encode(" cat"), second, *vocabulary.encode(" here"), 1]
+    segments = read.answer(read.encode("the<extra_id_0> sat<extra_id_1>"), written)
+    assert join(segments) == "the cat sat here"
+    assert not read.banned()[[first, second]].any()
+    causal = reader(llama, vocabulary)
+    assert causal.banned()[[first, second]].all()
+    assert not causal.reads_prefix
+    assert first not in causal.encode("the<extra_id_0> sat")
+
+
+def test_what_a_decoder_continues_has_no_sentinel_added(vocabulary):
+    read = reader(llama, vocabulary, **PREFIX)
+    ids = read.encode("the")
+    assert ids == [vocabulary.bos_id, *vocabulary.encode("the")]
+    segments = read.answer(ids, [*vocabulary.encode(" cat"), 1])
+    assert segments == (("the", False), (" cat", True))
+
+
+def test_a_prompt_to_fill_in_the_middle_is_as_a_row_of_training(vocabulary):
+    objective = FillInTheMiddle(rate=1, spm=0)
+    row = training_row(objective, vocabulary, len(ASCII) + 8)
+    middle = row["tokens"].index(vocabulary.sentinel_ids[2])
+    given, written = row["tokens"][1 : middle + 1], row["targets"][middle:]
+    written = written[: written.index(vocabulary.eos_id) + 1]
+    marks = {token: f"<extra_id_{n}>" for n, token in enumerate(vocabulary.sentinel_ids)}
+    places = [n for n, token in enumerate(given) if token in marks]
+    prefix, suffix = given[places[0] + 1 : places[1]], given[places[1] + 1 : places[2]]
+    parts = [vocabulary.decode(ids) for ids in (prefix, suffix)]
+    prompt = f"<extra_id_0>{parts[0]}<extra_id_1>{parts[1]}<extra_id_2>"
+    read = reader(llama, vocabulary, reads_sentinels=True)
+    ids = read.encode(prompt)
+    assert ids[0] == vocabulary.bos_id
+    assert [i for i in ids if i in marks] == list(vocabulary.sentinel_ids[:3])
+    assert vocabulary.decode(ids) == "".join(parts)
+    assert join(read.answer(ids, written)) == prompt + vocabulary.decode(written)
+    assert read.banned()[list(marks)].all(), "a middle has no sentinels"
+
+
+@pytest.mark.parametrize("objective", [PrefixLM(), UL2(family="decoder-only")])
+def test_a_prefix_of_training_is_a_prompt_s(objective):
+    letters = make_vocabulary("bytes")
+    row = training_row(dataclasses.replace(objective, packing="none"), letters, 160)
+    prefix = sum(row["prefix"])
+    batch = make_batch(llama("tiny"), [row["tokens"][:prefix]], is_prefix=True)
+    assert batch["prefix"].tolist() == [[1] * prefix]
+    assert row["prefix"] == [1] * prefix + [0] * (160 - prefix)

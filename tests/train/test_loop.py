@@ -3,6 +3,7 @@
 import dataclasses
 import importlib.util
 import json
+import math
 import os
 import pathlib
 import signal
@@ -129,7 +130,10 @@ def test_refuses_before_anything_is_written(arguments, change, message):
             r"holds another run \(model\.vocab_size: 363 → 400",
         ),
         ({"seed": 4}, r"seed: 3 → 4"),
-        ({"length": 16}, r"data\.length: 32 → 16"),
+        (
+            {"length": 16},
+            r"trained on other data \(data\.sides\.tokens: 32 → 16.*--allow_data_change",
+        ),
         ({"ema_decay": None}, r"ema: True → False"),
     ],
 )
@@ -169,6 +173,54 @@ def test_loss_that_is_not_finite_stops_the_run(arguments, idle_step, value):
         loop.train(**arguments | {"checkpoint_period": 1, "eval_period": None})
     # Nothing that came of it has been saved.
     assert not list((pathlib.Path(arguments["model_dir"]) / "checkpoints").glob("[0-9]*"))
+
+
+def recorded(patch):
+    """The rows that runs are given from now on."""
+    seen, iterate = [], loop.iterate
+
+    def recording(batches, start=0):
+        for batch in iterate(batches, start):
+            seen.extend(batch["tokens"])
+            yield batch
+
+    patch.setattr(loop, "iterate", recording)
+    return seen
+
+
+def test_a_changed_batch_goes_on_at_the_very_next_row(arguments, idle_step, monkeypatch, capsys):
+    arguments |= {"checkpoint_period": 1, "eval_period": None}
+    task = arguments["task"]
+    steady = task.batches(batch_size=8, length=32, seed=3)
+    expected = np.concatenate([steady[step]["tokens"] for step in range(14)])
+    with monkeypatch.context() as patch:
+        patch.setattr(jax, "block_until_ready", lambda x: x)  # a batch read ahead is a row too many
+        seen = recorded(patch)
+        loop.train(**arguments | {"steps": 3})
+        assert len(seen) == 24
+        changed = {"steps": 5, "batch_size": 16, "allow_data_change": True}
+        loop.train(**arguments | changed)
+        # From then on it is the same run: what was allowed once is remembered.
+        loop.train(**arguments | changed | {"steps": 6, "allow_data_change": False})
+    np.testing.assert_array_equal(seen, expected[: 3 * 8 + 3 * 16])
+    assert "data.batch_size: 8 → 16" in capsys.readouterr().err
+    with pytest.raises(UserError, match=r"batch_size: 16 → 8"):
+        loop.train(**arguments | {"steps": 7})
+
+
+def test_a_changed_length_goes_on_as_far_into_the_epoch(arguments, idle_step, monkeypatch):
+    arguments |= {"checkpoint_period": None, "eval_period": None}
+    task = arguments["task"]
+    before, after = (task.batches(batch_size=8, length=n, seed=3) for n in (32, 16))
+    with monkeypatch.context() as patch:
+        seen = recorded(patch)
+        loop.train(**arguments | {"steps": 20})
+        del seen[:]
+        loop.train(**arguments | {"steps": 21, "length": 16, "allow_data_change": True})
+    epoch, row = divmod(20 * 8, before.rows_per_epoch)
+    share = row / before.rows_per_epoch
+    start = (epoch + share) * after.rows_per_epoch
+    np.testing.assert_array_equal(seen[0], after.row(math.ceil(start))["tokens"][:16])
 
 
 def test_sigterm_saves_and_the_same_command_resumes(arguments, idle_step, monkeypatch):

@@ -1,0 +1,49 @@
+"""What a model is asked to predict: one file for each kind of objective."""
+
+from t5x_lite.data.objectives.base import Examples, Objective, Sides
+from t5x_lite.data.objectives.causal import CausalLM
+from t5x_lite.data.objectives.chat import Chat
+from t5x_lite.data.objectives.classification import (
+    Classification,
+    Regression,
+    count_labels,
+    read_labels,
+)
+from t5x_lite.data.objectives.denoising import (
+    UL2,
+    Denoiser,
+    IidDenoising,
+    SpanCorruption,
+    span_corruption_lengths,
+)
+from t5x_lite.data.objectives.infilling import FillInTheMiddle
+from t5x_lite.data.objectives.masked import MaskedLM, mask_tokens
+from t5x_lite.data.objectives.noise import corrupt, random_spans
+from t5x_lite.data.objectives.prefix import PrefixLM
+from t5x_lite.data.objectives.question_answering import ExtractiveQA
+from t5x_lite.data.objectives.supervised import TextToText
+
+__all__ = [
+    "UL2",
+    "CausalLM",
+    "Chat",
+    "Classification",
+    "Denoiser",
+    "Examples",
+    "ExtractiveQA",
+    "FillInTheMiddle",
+    "IidDenoising",
+    "MaskedLM",
+    "Objective",
+    "PrefixLM",
+    "Regression",
+    "Sides",
+    "SpanCorruption",
+    "TextToText",
+    "corrupt",
+    "count_labels",
+    "mask_tokens",
+    "random_spans",
+    "read_labels",
+    "span_corruption_lengths",
+]
