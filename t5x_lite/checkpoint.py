@@ -199,6 +199,20 @@ class Checkpointer:
 
         Reads no tensors. Raises `UserError` as `restore` does.
         """
+        record = self._newest_record(step)
+        return None if record is None else record["meta"]
+
+    def read_signatures(self, step: int | None = None) -> dict[str, dict[str, Any]]:
+        """`tensors.signature` of every tensor of a step, by path; else as `read_meta`.
+
+        {} without any step.
+        """
+        record = self._newest_record(step)
+        names = ("shape", "dtype")
+        tensors = {} if record is None else record["tensors"]
+        return {path: {name: tensor[name] for name in names} for path, tensor in tensors.items()}
+
+    def _newest_record(self, step: int | None) -> dict[str, Any] | None:
         self.wait()
         steps = folders.steps(self.directory) if step is None else [self._existing(step)]
         faults: dict[int, str] = {}
@@ -209,7 +223,7 @@ class Checkpointer:
                 faults[candidate] = str(error)
                 continue
             self._report_faults(faults, candidate)
-            return record["meta"]
+            return record
         self._refuse(faults)
         return None
 

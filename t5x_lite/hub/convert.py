@@ -3,6 +3,7 @@
 import collections
 import contextlib
 import dataclasses
+import itertools
 import json
 import os
 import shutil
@@ -18,15 +19,18 @@ from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
 from t5x_lite.checkpoint import write_one_by_one
 from t5x_lite.data import imported
+from t5x_lite.data.tasks import Trainable
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import UserError
 from t5x_lite.hub import sentence, weights
-from t5x_lite.hub.families import family_of, read_config, write_config
+from t5x_lite.hub.families import Family, family_of, read_config, without_training, write_config
 from t5x_lite.hub.gin_text import gin_text
 from t5x_lite.hub.source import Tensors, find, read_json, write_tensors
+from t5x_lite.hub.tokenizer import EXACT, NEAREST, UnlikeError, write_imported
+from t5x_lite.hub.tokenizer import write as write_own
 from t5x_lite.nn import parameters
 from t5x_lite.nn.config import ModelConfig
-from t5x_lite.train.identity import model_identity
+from t5x_lite.train.identity import differences, model_identity, plain
 from t5x_lite.train.restore import FOLDER, Stored
 
 # In a converted run's folder: what stood beside the weights, to go out again with them.
@@ -38,6 +42,7 @@ TOKENIZER_FILES = (
 )
 CHATS = "additional_chat_templates"
 DTYPES_FILE = "dtypes.json"
+UNREAD = "unread"  # in PUBLISHED: trained tensors of heads that the model here doesn't have
 DTYPES = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -83,7 +88,9 @@ def from_hf(source: str, destination: str, console: Console | None = None) -> Mo
             meta["vocabulary"] = vocabulary.fingerprint
         write_one_by_one(target / FOLDER, 0, leaves, meta)
         _keep_files(folder, target / PUBLISHED)
-        (target / PUBLISHED / DTYPES_FILE).write_text(json.dumps(_dtypes(tensors)) + "\n")
+        _keep_unread(weights.unread(model, family, tensors), target / PUBLISHED / UNREAD)
+        form = {**_dtypes(tensors), "prefix": weights.left_out(model, family, tensors)}
+        (target / PUBLISHED / DTYPES_FILE).write_text(json.dumps(form) + "\n")
         final = Path(destination).absolute()
         _write_gin(model, vocabulary, target, final, str(config["model_type"]))
     total = parameters.count(model)
@@ -94,8 +101,8 @@ def from_hf(source: str, destination: str, console: Console | None = None) -> Mo
     )
     if vocabulary is None:
         console.print(
-            f"{source} has no tokenizer.json or sentencepiece model; bind VOCABULARY to use the "
-            "model on text.",
+            f"{source} has no tokenizer that is known here; bind VOCABULARY to use the model on "
+            "text.",
             highlight=False,
             soft_wrap=True,
         )
@@ -127,6 +134,8 @@ def to_hf(
     destination: str,
     step: int | None = None,
     dtype: str | None = None,
+    task: Trainable | None = None,
+    tokenizer: str = EXACT,
     console: Console | None = None,
 ) -> None:
     """Writes a folder that `transformers` loads, from a run's checkpoint.
@@ -137,37 +146,93 @@ def to_hf(
         destination: a folder that doesn't exist yet, or is empty.
         step: a checkpoint; None for the newest good one.
         dtype: of the tensors; None: as they were published, or float32.
+        task: what the run was trained on, for the tokenizer of one that wasn't converted.
+        tokenizer: "exact": one whose ids are the run's, or none; "nearest": see hub/tokenizer.py.
         console: where to say what was done.
 
     Raises:
-        UserError: no family has such a model, or the folder can't be written.
+        UserError: no family has such a model, the task's vocabulary isn't the one trained with, or
+            the folder can't be written.
     """
     console = console or Console()
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r} must be one of {', '.join(DTYPES)}.")
+    if tokenizer not in (EXACT, NEAREST):
+        raise UserError(f"tokenizer={tokenizer!r} must be {EXACT} or {NEAREST}.")
     published = Path(model_dir) / PUBLISHED
     file = published / "config.json"
-    config = read_json(file) if file.is_file() else write_config(model)
-    file = published / DTYPES_FILE
-    if dtype is None and file.is_file():
-        dtypes = read_json(file)
-    else:
-        dtypes = {"most": dtype or "float32", "others": {}}
+    given = file.is_file()
+    config = read_json(file) if given else write_config(model)
     family = family_of(config["model_type"])
+    form = _form(model, family, published, dtype)
     model = parameters.scanned(model)
-    with _beside(destination) as target, Stored(model, model_dir, step) as stored:
-        tensors = weights.save(model, family, lambda path: np.asarray(stored.read(path)))
-        tensors = _shown(tensors, "tensors written", console)
-        most, others = dtypes["most"], dtypes["others"]
-        cast = ((n, value.astype(DTYPES[others.get(n, most)])) for n, value in tensors)
-        write_tensors(target, cast, SHARD_BYTES)
+    if given:
+        _require_published(model, config, published)
+    vocabulary, why = (None, None) if given or task is None else _trained_with(task)
+    fingerprint = None if vocabulary is None else vocabulary.fingerprint
+    with (
+        _beside(destination) as target,
+        Stored(model, model_dir, step, vocabulary=fingerprint) as stored,
+    ):
+        more = _read_unread(published / UNREAD) if given else weights.unread_zeros(model, family)
+        if dtype is not None:
+            more = ((name, value.astype(DTYPES[dtype])) for name, value in more)
+        tensors = itertools.chain(_parameters(model, family, stored, form), more)
+        tensors = ((name.removeprefix(form["prefix"]), value) for name, value in tensors)
+        write_tensors(target, _shown(tensors, "tensors written", console), SHARD_BYTES)
+        most = form["most"]
         config.pop("torch_dtype", None)  # what "dtype" was called before
         config |= {"dtype": most}
         (target / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")
         sentence.write(model, target)  # what was published takes its place
         _copy(Path(model_dir) / PUBLISHED, target, TOKENIZER_FILES)
-    console.print(f"{destination}: {config['architectures'][0]}, step {stored.step}, {most}",
+        if vocabulary is not None:
+            why = _write_tokenizer(vocabulary, model, target, tokenizer, config["model_type"])
+    if why is not None:
+        console.print(f"no tokenizer is written: {why.rstrip('.')}.",
+                      highlight=False, markup=False, soft_wrap=True)  # fmt: skip
+    name = (config.get("architectures") or [config["model_type"]])[0]
+    console.print(f"{destination}: {name}, step {stored.step}, {most}",
                   highlight=False, soft_wrap=True)  # fmt: skip
+
+
+def _trained_with(task: Trainable) -> tuple[Vocabulary | None, str | None]:
+    """The vocabulary of a task, or why it isn't there: the weights go out without it."""
+    try:
+        return task.load_vocabulary(), None
+    except UserError as error:
+        return None, str(error)
+
+
+def _write_tokenizer(
+    vocabulary: Vocabulary, model: ModelConfig, target: Path, how: str, model_type: str
+) -> str | None:
+    """Writes a vocabulary's tokenizer, or says why none has its ids."""
+    try:
+        if not isinstance(vocabulary, imported.ImportedVocabulary):
+            write_own(vocabulary, model, target, how)
+        elif write_imported(vocabulary, target, model_type):
+            _copy(vocabulary.folder, target, ("chat_template.jinja",))
+        else:
+            _copy(vocabulary.folder, target, TOKENIZER_FILES)
+    except UnlikeError as error:
+        return str(error)
+    return None
+
+
+def _require_published(model: ModelConfig, config: dict[str, Any], published: Path) -> None:
+    """Raises `UserError` where what was published, and goes out again, is of another model."""
+    names = weights.tensor_names(model, family_of(config["model_type"]))
+    was = sentence.with_head(read_config(config, names), published)
+    same = {"dtype": model.dtype, "vocab_multiple": model.vocab_multiple, "remat": model.remat}
+    before, now = (plain(without_training(dataclasses.replace(m, **same))) for m in (was, model))
+    changes = differences(before, now)
+    if changes:
+        raise UserError(
+            f"{published} is of another model than the run's: {'; '.join(changes)}. Its "
+            "config.json and the tensors kept beside it don't fit; move the folder away to export "
+            "the run without them."
+        )
 
 
 def _shown(items: Iterable[T], what: str, console: Console) -> Iterable[T]:
@@ -176,6 +241,24 @@ def _shown(items: Iterable[T], what: str, console: Console) -> Iterable[T]:
                TimeElapsedColumn())  # fmt: skip
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as p:
         yield from p.track(items, description=what)
+
+
+def _form(model: ModelConfig, family: Family, published: Path, dtype: str | None) -> dict[str, Any]:
+    """Of the tensors to write: their dtypes, and what their names leave out."""
+    form = {"most": "float32", "others": {}, "prefix": weights.left_out(model, family)}
+    file = published / DTYPES_FILE
+    form |= read_json(file) if file.is_file() else {}
+    return form if dtype is None else {**form, "most": dtype, "others": {}}
+
+
+def _parameters(
+    model: ModelConfig, family: Family, stored: Stored, form: dict[str, Any]
+) -> Iterator[tuple[str, np.ndarray]]:
+    """The tensors that hold a checkpoint's parameters, by their full names."""
+    tensors = weights.save(model, family, lambda path: np.asarray(stored.read(path)), prefix="")
+    for name, value in tensors:
+        dtype = form["others"].get(name.removeprefix(form["prefix"]), form["most"])
+        yield name, value.astype(DTYPES[dtype])
 
 
 def _dtypes(tensors: Tensors) -> dict[str, Any]:
@@ -190,8 +273,7 @@ def _write_gin(
     model: ModelConfig, vocabulary: Vocabulary | None, target: Path, final: Path, model_type: str
 ) -> None:
     """model.gin: the model and its vocabulary, for runs on it; config.gin: all a verb needs."""
-    plain = dataclasses.replace(model, dtype="float32")
-    text = gin_text("MODEL", plain)
+    text = gin_text("MODEL", dataclasses.replace(model, dtype="float32"))
     if vocabulary is not None:
         text += (
             "\nfrom t5x_lite.data import vocabularies\n\n"
@@ -216,6 +298,22 @@ def _write_gin(
 def _keep_files(folder: Path, kept: Path) -> None:
     kept.mkdir()
     _copy(folder, kept, ("config.json", *TOKENIZER_FILES))
+
+
+def _keep_unread(tensors: Iterator[tuple[str, np.ndarray]], kept: Path) -> None:
+    """In a folder of their own, if there are any."""
+    first = next(tensors, None)
+    if first is not None:
+        kept.mkdir()
+        write_tensors(kept, itertools.chain([first], tensors), SHARD_BYTES)
+
+
+def _read_unread(kept: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """What `_keep_unread` wrote, one tensor at a time."""
+    if kept.is_dir():
+        with Tensors(kept) as tensors:
+            for name in tensors.names:
+                yield name, tensors.read(name)
 
 
 def _copy(folder: Path, target: Path, names: Sequence[str]) -> None:

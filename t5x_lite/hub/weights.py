@@ -1,5 +1,6 @@
 """Parameters from published tensors and back, one tensor at a time."""
 
+import dataclasses
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -48,6 +49,51 @@ def load(model: ModelConfig, family: Family, tensors: Tensors) -> Iterator[tuple
         raise AssertionError(f"no rule fills {sorted(places)}")
 
 
+def tensor_names(model: ModelConfig, family: Family) -> list[str]:
+    """Of the published tensors that hold its parameters."""
+    return [t.name for t in expand(model, family.key_map(model), _layout(model)[0])]
+
+
+def unread(
+    model: ModelConfig, family: Family, tensors: Tensors
+) -> Iterator[tuple[str, np.ndarray]]:
+    """Published tensors that were trained but that no parameter holds, as stored, one at a time.
+
+    Under their full names, of which `save` leaves out the prefix of a bare model.
+    """
+    plan = list(expand(model, family.key_map(model), _layout(model)[0]))
+    kept = _unread(family, tensors, _names(family, tensors, plan))
+    for name, stored in kept.items():
+        yield name, tensors.read(stored)
+
+
+def unread_zeros(model: ModelConfig, family: Family) -> Iterator[tuple[str, np.ndarray]]:
+    """A pooler for a sentence embedding that has none, where its class of `transformers` has one.
+
+    Nothing reads it: that of published sentence embeddings wasn't trained with them either.
+    """
+    if not isinstance(model.head, SentenceEmbedding) or not isinstance(family.base_head, Pooler):
+        return
+    model = dataclasses.replace(model, head=family.base_head)
+    shapes, _ = _layout(model)
+    for tensor in expand(model, family.key_map(model), shapes):
+        if all(path.startswith("head/") for path, _ in tensor.places):
+            zeros = np.zeros(_expected(tensor, shapes), np.float32)
+            yield tensor.name, zeros
+
+
+def left_out(model: ModelConfig, family: Family, tensors: Tensors | None = None) -> str:
+    """What the names of tensors don't begin with: the prefix where they are of the bare model.
+
+    As those that are stored say; without any, the model's head.
+    """
+    if tensors is None:
+        bare = isinstance(model.head, BARE_HEADS)
+    else:
+        bare = not any(name.startswith(family.base_prefix) for name in tensors.names)
+    return family.base_prefix if bare else ""
+
+
 def as_tree(leaves: Iterable[tuple[str, np.ndarray]]) -> Params:
     """Nested dicts of JAX arrays from paths."""
     tree: dict = {}
@@ -61,7 +107,10 @@ def as_tree(leaves: Iterable[tuple[str, np.ndarray]]) -> Params:
 
 
 def save(
-    model: ModelConfig, family: Family, read: Callable[[str], np.ndarray]
+    model: ModelConfig,
+    family: Family,
+    read: Callable[[str], np.ndarray],
+    prefix: str | None = None,
 ) -> Iterator[tuple[str, np.ndarray]]:
     """Published tensors of a model, float32, one after the other.
 
@@ -69,9 +118,10 @@ def save(
         model: the model.
         family: its family.
         read: gives the parameter at a path, layers stacked; asked for those of a rule at a time.
+        prefix: what names leave out, as `left_out` says of the published ones; None: of the model.
     """
     shapes, _ = _layout(model)
-    prefix = family.base_prefix if isinstance(model.head, BARE_HEADS) else ""
+    prefix = left_out(model, family) if prefix is None else prefix
     plan = expand(model, family.key_map(model), shapes)
     for _, group in itertools.groupby(plan, lambda tensor: tensor.rule):
         params: dict[str, np.ndarray] = {}
@@ -87,6 +137,7 @@ def _check(model, family, tensors, plan, names, shapes) -> None:
     """Refuses what config.json and the stored tensors don't agree on."""
     unused = set(tensors.names) - set(names.values())
     unused -= _repeated(family, tensors, names, unused)
+    unused -= set(_unread(family, tensors, names).values())
     unused = [n for n in sorted(unused) if not _ignored(family, model, n)]
     if unused:
         raise UserError(
@@ -100,12 +151,17 @@ def _check(model, family, tensors, plan, names, shapes) -> None:
         )
     for tensor in plan:
         name = names[tensor.name]
-        expected = tensor.shape([shapes[path][len(index) :] for path, index in tensor.places])
+        expected = _expected(tensor, shapes)
         if tensors.shape(name) != expected:
             raise UserError(
                 f"{tensors.place(name)} has shape {list(tensors.shape(name))}, but config.json "
                 f"asks for {list(expected)}."
             )
+
+
+def _expected(tensor: Tensor, shapes) -> tuple[int, ...]:
+    """A tensor's shape, from those of all parameters."""
+    return tensor.shape([shapes[path][len(index) :] for path, index in tensor.places])
 
 
 def _layout(model: ModelConfig):
@@ -156,6 +212,21 @@ def _repeated(family: Family, tensors: Tensors, names: dict[str, str], unused: s
                 f"{tensors.place(name)} differs from {original}, but config.json ties them."
             )
         found.add(name)
+    return found
+
+
+def _unread(family: Family, tensors: Tensors, names: dict[str, str]) -> dict[str, str]:
+    """The stored names of trained tensors that no parameter holds, by their full names."""
+    found, used = {}, set(names.values())
+    for stored in tensors.names:
+        if stored in used or family.tied.get(stored) in names:
+            continue
+        full = family.base_prefix + stored.removeprefix(family.base_prefix)
+        for name in (full, stored):
+            known = any(re.fullmatch(pattern, name) for pattern in family.unread_tensors)
+            if known and name not in names:  # stored twice, it would be unused
+                found.setdefault(name, stored)
+                break
     return found
 
 

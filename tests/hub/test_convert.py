@@ -168,7 +168,7 @@ def test_shards_of_any_float_dtype_come_back_bit_for_bit(source, tmp_path, dtype
 
 
 def test_large_models_are_written_in_shards(source, tmp_path, monkeypatch):
-    monkeypatch.setattr("t5x_lite.hub.convert.SHARD_BYTES", 4000)
+    monkeypatch.setattr("t5x_lite.hub.convert.SHARD_BYTES", 1500)
     model = from_hf(str(source), str(tmp_path / "run"))
     to_hf(model, str(tmp_path / "run"), str(tmp_path / "out"))
     index = json.loads((tmp_path / "out" / "model.safetensors.index.json").read_text())
@@ -181,6 +181,169 @@ def test_large_models_are_written_in_shards(source, tmp_path, monkeypatch):
             np.testing.assert_array_equal(value, before[name])
     again = from_hf(str(tmp_path / "out"), str(tmp_path / "again"))
     assert again == model
+
+
+def write_pretraining(source, dtype=np.float32):
+    """BERT as pretrained, with a pooler and a next-sentence head; gives its tensors."""
+    shutil.copytree(GOLDEN / "bert", source)
+    rng = np.random.default_rng(0)
+
+    def change(tensors):
+        for name, value in tensors.items():
+            tensors[name] = value.astype(dtype)
+        width = tensors["bert.embeddings.word_embeddings.weight"].shape[1]
+        for name, outputs in (("bert.pooler.dense", width), ("cls.seq_relationship", 2)):
+            tensors[f"{name}.weight"] = rng.standard_normal((outputs, width)).astype(dtype)
+            # Of a dtype of its own, and with bits that no other one holds.
+            tensors[f"{name}.bias"] = rng.standard_normal(outputs).astype(np.float64)
+        # What older versions stored besides: copies of tied tensors, and a buffer.
+        tied = {"weight": "bert.embeddings.word_embeddings.weight", "bias": "cls.predictions.bias"}
+        tensors |= {f"cls.predictions.decoder.{n}": tensors[o].copy() for n, o in tied.items()}
+        tensors["bert.embeddings.position_ids"] = np.arange(20)[None]
+
+    edit_tensors(source, change)
+    edit_config(source, architectures=["BertForPreTraining"])
+    return load_file(source / "model.safetensors")
+
+
+COPIES = {"cls.predictions.decoder.weight", "cls.predictions.decoder.bias"}
+BUFFER = {"bert.embeddings.position_ids"}
+
+
+def all_tensors(folder):
+    """Of all shards; each is where the index says."""
+    tensors = {f: load_file(f) for f in folder.glob("*.safetensors")}
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        places = json.loads(index.read_text())["weight_map"]
+        assert places == {name: f.name for f, held in tensors.items() for name in held}
+    return {name: value for held in tensors.values() for name, value in held.items()}
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float16])
+@pytest.mark.parametrize("shards", [False, True])
+def test_heads_that_are_not_read_come_back_bit_for_bit(tmp_path, monkeypatch, shards, dtype):
+    before = write_pretraining(tmp_path / "source", dtype)
+    if shards:
+        shard(tmp_path / "source")
+        monkeypatch.setattr("t5x_lite.hub.convert.SHARD_BYTES", 200)
+    model = from_hf(str(tmp_path / "source"), str(tmp_path / "run"))
+    to_hf(model, str(tmp_path / "run"), str(tmp_path / "out"))
+    after = all_tensors(tmp_path / "out")
+    assert len(list((tmp_path / "out").glob("*.safetensors"))) > (20 if shards else 0)
+    assert set(before) - set(after) == COPIES | BUFFER
+    assert not set(after) - set(before)
+    for name, value in after.items():
+        assert value.dtype == before[name].dtype, name
+        assert value.tobytes() == before[name].tobytes(), name
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == ["BertForPreTraining"]
+    # An export is a source as good as the first one.
+    from_hf(str(tmp_path / "out"), str(tmp_path / "again"))
+    to_hf(model, str(tmp_path / "again"), str(tmp_path / "out2"), dtype="bfloat16")
+    again = all_tensors(tmp_path / "out2")
+    assert set(again) == set(after)
+    assert {value.dtype.name for value in again.values()} == {"bfloat16"}
+
+
+def test_kept_tensors_are_written_in_shards_too(tmp_path, monkeypatch):
+    write_pretraining(tmp_path / "source")
+    files = []
+
+    def save(tensors, path, metadata):
+        files.append(list(tensors))
+        save_file(tensors, path, metadata)
+
+    monkeypatch.setattr("t5x_lite.hub.convert.SHARD_BYTES", 1)
+    monkeypatch.setattr("safetensors.numpy.save_file", save)
+    from_hf(str(tmp_path / "source"), str(tmp_path / "run"))
+    assert sorted(files) == [[f"{n}.{p}"] for n in ("bert.pooler.dense", "cls.seq_relationship")
+                             for p in ("bias", "weight")]  # fmt: skip
+
+
+def test_a_head_stored_twice_is_refused(tmp_path):
+    write_pretraining(tmp_path / "source")
+
+    def change(tensors):
+        tensors["pooler.dense.bias"] = tensors["bert.pooler.dense.bias"] + 1
+
+    edit_tensors(tmp_path / "source", change)
+    with pytest.raises(UserError, match=r"tensors that the model doesn't: pooler\.dense\.bias"):
+        from_hf(str(tmp_path / "source"), str(tmp_path / "run"))
+
+
+def test_a_head_that_is_not_of_floats_is_refused(tmp_path):
+    write_pretraining(tmp_path / "source")
+
+    def change(tensors):
+        tensors["bert.pooler.dense.weight"] = np.ones((8, 8), np.int8)
+
+    edit_tensors(tmp_path / "source", change)
+    with pytest.raises(UserError, match=r"bert\.pooler\.dense\.weight in .* is int8"):
+        from_hf(str(tmp_path / "source"), str(tmp_path / "run"))
+    assert [path.name for path in tmp_path.iterdir()] == ["source"]
+
+
+def test_what_was_published_of_another_model_is_refused(tmp_path):
+    write_pretraining(tmp_path / "source")
+    model = from_hf(str(tmp_path / "source"), str(tmp_path / "run"))
+    path = tmp_path / "run" / "published" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"vocab_size": 48}))
+    message = r"published is of another model than the run's: vocab_size: 48 → 41\. .* away"
+    with pytest.raises(UserError, match=message):
+        to_hf(model, str(tmp_path / "run"), str(tmp_path / "out"))
+    assert not (tmp_path / "out").exists()
+    path.parent.rename(tmp_path / "elsewhere")
+    to_hf(model, str(tmp_path / "run"), str(tmp_path / "out"))
+    names = set(all_tensors(tmp_path / "out"))
+    assert not any("pooler" in name or "seq_relationship" in name for name in names)
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["architectures"] == ["BertForMaskedLM"]
+
+
+def as_sentence_embedding(source):
+    steps = [{"type": "a.Transformer", "path": ""}, {"type": "a.Pooling", "path": "1_Pooling"}]
+    (source / "modules.json").write_text(json.dumps(steps))
+    (source / "1_Pooling").mkdir()
+    (source / "1_Pooling" / "config.json").write_text("{}")
+
+
+@pytest.mark.parametrize("prefix", ["", "bert."])
+def test_names_of_a_sentence_embedding_stay_as_published(tmp_path, prefix):
+    before = write_pretraining(tmp_path / "source")
+    before = {name.replace("bert.", prefix): value for name, value in before.items()}
+    save_file(before, tmp_path / "source" / "model.safetensors")
+    as_sentence_embedding(tmp_path / "source")
+    model = from_hf(str(tmp_path / "source"), str(tmp_path / "run"))
+    to_hf(model, str(tmp_path / "run"), str(tmp_path / "out"))
+    after = all_tensors(tmp_path / "out")
+    missing = {"cls.predictions.decoder.weight", f"{prefix}embeddings.position_ids"}
+    assert set(before) - set(after) == missing
+    assert not set(after) - set(before)
+    assert all(value.tobytes() == before[name].tobytes() for name, value in after.items())
+
+
+def test_a_sentence_embedding_trained_here_has_all_that_its_class_has(tmp_path):
+    shutil.copytree(GOLDEN / "bert-pooler", tmp_path / "source")
+    as_sentence_embedding(tmp_path / "source")
+    model = from_hf(str(tmp_path / "source"), str(tmp_path / "run"))
+    shutil.rmtree(tmp_path / "run" / "published")
+    to_hf(model, str(tmp_path / "run"), str(tmp_path / "out"))
+    before, after = (all_tensors(tmp_path / folder) for folder in ("source", "out"))
+    assert {name: v.shape for name, v in before.items()} == {n: v.shape for n, v in after.items()}
+    for name, value in after.items():
+        assert np.any(value) != name.startswith("pooler."), name
+
+
+def test_a_config_that_names_no_class_goes_out_as_it_came(tmp_path):
+    """As TinyBERT's, whose tensors are of more than one class."""
+    write_pretraining(tmp_path / "source")
+    edit_config(tmp_path / "source", architectures=None)
+    model = from_hf(str(tmp_path / "source"), str(tmp_path / "run"))
+    to_hf(model, str(tmp_path / "run"), str(tmp_path / "out"))
+    before, after = (all_tensors(tmp_path / folder) for folder in ("source", "out"))
+    assert set(before) - set(after) == {"cls.predictions.decoder.weight"} | BUFFER
+    assert not set(after) - set(before)
 
 
 @pytest.fixture(scope="module")

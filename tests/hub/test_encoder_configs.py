@@ -64,6 +64,7 @@ MODERNBERT = {
 }  # fmt: skip
 MOBILEBERT = {
     **BERT_FIELDS, "classifier_activation": False, "embedding_size": 128, "hidden_act": "relu",
+    "hidden_dropout_prob": 0.0,
     "hidden_size": 512, "intermediate_size": 512, "intra_bottleneck_size": 128,
     "key_query_shared_bottleneck": True, "layer_norm_eps": 1e-12, "model_type": "mobilebert",
     "normalization_type": "no_norm", "num_attention_heads": 4, "num_feedforward_networks": 4,

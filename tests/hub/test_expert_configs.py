@@ -25,7 +25,7 @@ MIXTRAL_8X7B = {
 }  # fmt: skip
 MIXTRAL_8X22B = {
     **MIXTRAL_8X7B, "hidden_size": 6144, "intermediate_size": 16384, "num_attention_heads": 48,
-    "num_hidden_layers": 56, "max_position_embeddings": 65536,
+    "num_hidden_layers": 56, "max_position_embeddings": 65536, "router_aux_loss_coef": 0.001,
 }  # fmt: skip
 _YARN = {
     "beta_fast": 32, "beta_slow": 1, "factor": 40, "mscale": 0.707, "mscale_all_dim": 0.707,
@@ -54,6 +54,7 @@ DEEPSEEK_V2_LITE = {
 }  # fmt: skip
 DEEPSEEK_V3 = {
     **DEEPSEEK_V2, "architectures": ["DeepseekV3ForCausalLM"], "model_type": "deepseek_v3",
+    "bos_token_id": 0, "eos_token_id": 1,
     "first_k_dense_replace": 3, "hidden_size": 7168, "intermediate_size": 18432,
     "moe_intermediate_size": 2048, "n_routed_experts": 256, "n_shared_experts": 1,
     "norm_topk_prob": True, "num_experts_per_tok": 8, "num_hidden_layers": 61,

@@ -12,6 +12,7 @@ import transformers
 from t5x_lite import cli
 from t5x_lite.data import imported
 from t5x_lite.data.chat import ChatTemplate
+from t5x_lite.data.objectives import Chat, Classification
 from t5x_lite.hub.families import read_config
 from t5x_lite.serve.reader import Reader
 
@@ -19,6 +20,8 @@ sys.path.insert(0, str(pathlib.Path(__file__).parent.parent / "data"))
 from published import CHATS, DIFFICULT, KINDS, LEADING, SPECIAL, TEMPLATES, TOOLS
 
 TEXTS = DIFFICULT + LEADING + SPECIAL
+OLDER = ("bert_words", "bert_cased", "gpt2_merges", "gpt2_spaced", "roberta_merges")
+SENTINELS = {"unigram": 10, "t5_pieces": 10, "byt5": 125, "byt5_flagged": 10}
 ROLES = ("eos", "bos", "unk", "cls", "sep", "mask", "pad")
 
 
@@ -68,7 +71,7 @@ def test_ids_are_those_of_transformers(both, kind):
     assert compared >= len(TEXTS) - 8
 
 
-def test_decoded_texts_are_those_of_transformers(both):
+def test_decoded_texts_are_those_of_transformers(both, kind):
     ours, theirs = both
     compared = 0
     for text in TEXTS:
@@ -76,7 +79,7 @@ def test_decoded_texts_are_those_of_transformers(both):
         if ours.unk_id not in ids:  # which is text to us, and to transformers is none
             assert ours.decode(ids) == theirs.decode(ids, skip_special_tokens=True), text
             compared += 1
-    assert compared >= 9
+    assert compared >= (3 if kind == "bert_cased" else 9)  # whose words have few letters
 
 
 def test_plain_text_never_becomes_a_special_id(both, kind):
@@ -86,7 +89,7 @@ def test_plain_text_never_becomes_a_special_id(both, kind):
         ids = ours.encode_plain(text)
         assert not special & {*ids}, text
         # What sentencepiece's classes do with split_special_tokens isn't sentencepiece.
-        if kind in ("gpt2", "llama3", "qwen", "roberta", "bert"):
+        if kind in ("gpt2", "llama3", "qwen", "roberta", "bert", *OLDER):
             assert ids == ids_of(theirs, text, split_special_tokens=True), text
     if kind == "unigram":  # why there is encode_plain
         assert special & {*ids_of(theirs, "a</s>b", split_special_tokens=True)}
@@ -103,7 +106,7 @@ def test_special_ids_are_those_of_transformers(both, kind):
     assert {*theirs.all_special_ids} <= {*ours.special_ids.tolist()}
     names = theirs.get_vocab()
     assert [names[f"<extra_id_{n}>"] for n in range(len(ours.sentinel_ids))] == [*ours.sentinel_ids]
-    assert len(ours.sentinel_ids) == (10 if kind in ("unigram", "t5_pieces") else 0)
+    assert len(ours.sentinel_ids) == SENTINELS.get(kind, 0)
 
 
 def test_a_text_begins_as_in_transformers(both):
@@ -150,6 +153,94 @@ def test_chats_are_rendered_as_transformers_renders_them(tmp_path, name, chat):
             assert vocabulary.encode(expected) == ids
 
 
+MARKED = """{{ bos_token }}{% for m in messages %}
+<|im_start|>{{ m.role }}
+{% if m.role == 'assistant' %}
+{% generation %}
+{{ m.content }}<|im_end|>
+{% endgeneration %}
+{% else %}
+{{ m.content }}<|im_end|>
+{% endif %}
+{% endfor %}"""
+TALK = [
+    [("user", "over the hills"), ("assistant", "and far away")],
+    [("user", "naïve"), ("assistant", " 日本語 👩‍👧 "), ("user", ""), ("assistant", "café\n")],
+    [("assistant", "you first"), ("user", "no, you"), ("assistant", "<|im_end|>\n")],
+    [("user", "nobody answers")],
+]
+
+
+@pytest.mark.parametrize("said", TALK)
+@pytest.mark.parametrize("kind", ["llama3", "qwen"])
+def test_what_a_chat_learns_is_transformers_mask_of_the_assistants_tokens(tmp_path, kind, said):
+    KINDS[kind](tmp_path)
+    (tmp_path / "chat_template.jinja").write_text(MARKED)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    messages = [{"role": role, "content": content} for role, content in said]
+    expected = theirs.apply_chat_template(
+        messages, return_assistant_tokens_mask=True, return_dict=True
+    )
+    record = {"messages": json.dumps(messages)}
+    opening, turns, is_answer = Chat().tokenizer.tokenize([record], imported.load(tmp_path))[0]
+    assert [*opening, *turns] == expected["input_ids"]
+    assert [0] * len(opening) + [*is_answer] == [*expected["assistant_masks"]]
+
+
+@pytest.mark.parametrize("room", [5, 8, 9, 30])
+@pytest.mark.parametrize("kind", ["bert", "roberta", "roberta_merges", "bert_words"])
+def test_a_pair_is_read_as_in_transformers(tmp_path, kind, room):
+    KINDS[kind](tmp_path)
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path)
+    ours, objective = imported.load(tmp_path), Classification(pair=True)
+    texts = ["over the hills", "far away", "the", "over the hills and far away the hills"]
+    records = [{"text": a, "text_pair": b, "label": "0"} for a in texts for b in texts]
+    store = InMemory(objective.tokenizer, records, ours)
+    length = room + (4 if "roberta" in kind else 3)
+    examples = objective.examples(store, ours, {"tokens": length})
+    for number, record in enumerate(records):
+        expected = theirs(record["text"], record["text_pair"], truncation=True, max_length=length)
+        (segment,) = examples.segments(number, np.random.default_rng(0))
+        assert segment["tokens"].tolist() == expected["input_ids"]
+        if "token_type_ids" in expected:
+            assert segment["token_types"].tolist() == expected["token_type_ids"]
+        else:
+            assert not segment["token_types"].any()
+
+
+class InMemory:
+    """Tokenised records; as `TokenStore`."""
+
+    def __init__(self, tokenizer, records, vocabulary):
+        self._names = [*tokenizer.columns]
+        rows = tokenizer.tokenize(records, vocabulary)
+        self._rows = [tuple(np.array(v, np.int32) for v in row) for row in rows]
+
+    def lengths(self, column):
+        return np.array([len(row[self._names.index(column)]) for row in self._rows], np.int64)
+
+    def read(self, numbers):
+        return [self._rows[number] for number in numbers]
+
+    def column(self, name):
+        raise NotImplementedError
+
+
+def test_characters_of_ids_are_those_of_transformers(both, kind):
+    ours, theirs = both
+    compared = 0
+    for text in TEXTS:
+        ids, offsets = ours.encode_with_offsets(text)
+        assert [*ids] == [*ours.encode(text)], text
+        assert offsets.shape == (len(ids), 2)
+        # Where transformers runs a tokenizer of that library: our own other kinds are tested alone.
+        if theirs.is_fast and [*ids] == ids_of(theirs, text) and hasattr(ours, "tokenizer"):
+            compared += 1
+            mapping = theirs(text, add_special_tokens=False, return_offsets_mapping=True)
+            assert offsets.tolist() == [[*pair] for pair in mapping["offset_mapping"]], text
+    assert compared or not hasattr(ours, "tokenizer")
+
+
 # --- converted folders, through the command -------------------------------------------------------
 
 TINY = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -164,6 +255,10 @@ MODELS = {
     "bert": ("Bert", "ForMaskedLM", TINY, "the [MASK] sat on the mat."),
     "unigram": ("T5", "ForConditionalGeneration", T5, f"the {SPANS} mat"),
     "t5_pieces": ("T5", "ForConditionalGeneration", T5, f"over {SPANS} and"),
+    "bert_words": ("Bert", "ForMaskedLM", TINY, "the [MASK] sat on the mat."),
+    "gpt2_merges": ("GPT2", "LMHeadModel", {"n_embd": 32, "n_layer": 2, "n_head": 2}, "over the"),
+    "roberta_merges": ("Roberta", "ForMaskedLM", TINY, "the <mask> sat on the mat."),
+    "byt5": ("T5", "ForConditionalGeneration", T5, f"over {SPANS} and"),
 }
 
 
@@ -190,7 +285,7 @@ def theirs_of(model, tokenizer, reader, prompt):
     """The ids that `transformers` reads of a prompt, and those that it writes."""
     read = tokenizer(prompt, return_tensors="pt")["input_ids"]
     banned = np.flatnonzero(reader.banned()[: model.config.vocab_size]).tolist()
-    if isinstance(model, transformers.BertForMaskedLM):
+    if not model.can_generate():
         logits = model(input_ids=read).logits[0, read[0].tolist().index(tokenizer.mask_token_id)]
         logits[banned] = -torch.inf
         return read[0].tolist(), [int(logits.argmax())]
@@ -219,9 +314,9 @@ def test_a_converted_folder_continues_text_as_transformers_does(tmp_path, capsys
     capsys.readouterr()
     arguments = ["generate", "--model_dir", str(tmp_path / "dst"), "--prompt", prompt]
     arguments += ["--max_tokens", "12", "--temperature", "0"]
-    assert cli.main(arguments if kind != "bert" else arguments[:5]) == 0
+    assert cli.main(arguments if model.can_generate() else arguments[:5]) == 0
     shown = capsys.readouterr().out
-    if kind == "bert":
+    if not model.can_generate():
         assert f"mask 1: {vocabulary.piece(written[0])} " in shown
     else:
         assert shown == "".join(text for text, _ in reader.answer(read, written)) + "\n"

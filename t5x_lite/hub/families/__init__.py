@@ -4,6 +4,7 @@ import dataclasses
 import functools
 import importlib
 import json
+import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
@@ -49,8 +50,11 @@ class Family:
             where the family has no such model.
         rules: the key map of a model.
         ignored_fields: of config.json, each with the reason.
-        ignored_tensors: regular expressions of tensors that hold nothing, each with the reason; or
-            a function that gives them for a model.
+        ignored_tensors: regular expressions of tensors that are left out, each with the reason:
+            they are computed, or export does without them; or a function that gives them for a
+            model.
+        unread_tensors: regular expressions of trained tensors that some head doesn't read, each
+            with the reason; they are kept as published, and exported again. With `base_prefix`.
         tied: names of tensors that repeat another one, which some checkpoints store as well.
         old_names: endings of tensors' names in older checkpoints, by today's.
         base_prefix: what the names of tensors begin with except in a checkpoint of the bare model.
@@ -65,6 +69,7 @@ class Family:
     ignored_tensors: Mapping[str, str] | Callable[[ModelConfig], Mapping[str, str]] = (
         dataclasses.field(default_factory=dict)
     )
+    unread_tensors: Mapping[str, str] = dataclasses.field(default_factory=dict)
     tied: Mapping[str, str] = dataclasses.field(default_factory=dict)
     old_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     base_prefix: str = ""
@@ -127,20 +132,27 @@ def write_config(model: ModelConfig) -> dict[str, Any]:
         UserError: no family has such a model.
     """
     plain = dataclasses.replace(model, dtype="float32", scan=True, remat="none", vocab_multiple=128)
+    embeds = isinstance(model.head, SentenceEmbedding)  # written beside, by hub/sentence.py
     for model_type in FILES:
         try:
             family = family_of(model_type)
-            if isinstance(model.head, SentenceEmbedding):  # written beside, by hub/sentence.py
+            if embeds:
                 plain = dataclasses.replace(plain, head=family.base_head)
             config = json.loads(json.dumps(family.config(plain)))
             if without_training(read_config(config)) == without_training(plain):
-                return config
+                return _of_the_bare_model(config) if embeds else config
         except (UserError, AttributeError, TypeError, LookupError, StopIteration):
             continue
     raise UserError(
         f"no family of {', '.join(FILES)} has such a model; only models that its presets make can "
         "be exported."
     )
+
+
+def _of_the_bare_model(config: dict[str, Any]) -> dict[str, Any]:
+    """Names the class without a head, in place of one that would miss it."""
+    names = [re.sub("(ForCausalLM|LMHeadModel)$", "Model", n) for n in config["architectures"]]
+    return {**config, "architectures": names}
 
 
 def without_training(config: Any) -> Any:

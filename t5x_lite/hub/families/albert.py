@@ -111,8 +111,13 @@ FAMILIES = {
         },
         ignored_tensors={
             r"(albert\.)?embeddings\.position_ids": "counts from 0",
-            r"(albert\.)?pooler\.(weight|bias)": "the masked-LM head doesn't read it",
+        },
+        unread_tensors={
+            r"albert\.pooler\.(weight|bias)": "the masked-LM head doesn't read it",
             r"sop_classifier\.classifier\.(weight|bias)": "the masked-LM head doesn't read it",
+            r"predictions\.((dense|LayerNorm)\..*|(decoder\.)?bias)": (
+                "the bare model doesn't read the masked-LM head"
+            ),
         },
         tied={
             "predictions.decoder.weight": "albert.embeddings.word_embeddings.weight",

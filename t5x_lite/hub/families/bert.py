@@ -112,8 +112,13 @@ FAMILIES = {
         },
         ignored_tensors={
             r"(bert\.)?embeddings\.position_ids": "counts from 0",
-            r"(bert\.)?pooler\.dense\.(weight|bias)": "the head doesn't read it",
+        },
+        unread_tensors={
+            r"bert\.pooler\.dense\.(weight|bias)": "the head doesn't read it",
             r"cls\.seq_relationship\.(weight|bias)": "the masked-LM head doesn't read it",
+            r"cls\.predictions\.(transform\..*|(decoder\.)?bias)": (
+                "the bare model doesn't read the masked-LM head"
+            ),
             r"fit_dense\.(weight|bias)": "TinyBERT's map to its teacher's width, of distillation",
         },
         tied={

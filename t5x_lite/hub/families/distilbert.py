@@ -84,6 +84,8 @@ FAMILIES = {
         },
         ignored_tensors={
             r"(distilbert\.)?embeddings\.position_ids": "counts from 0",
+        },
+        unread_tensors={
             r"vocab_(transform|layer_norm|projector)\.(weight|bias)": (
                 "the bare model doesn't read the masked-LM head"
             ),

@@ -128,8 +128,13 @@ FAMILIES = {
         },
         ignored_tensors={
             r"(mobilebert\.)?embeddings\.position_ids": "counts from 0",
-            r"(mobilebert\.)?pooler\.dense\.(weight|bias)": "the head doesn't read it",
+        },
+        unread_tensors={
+            r"mobilebert\.pooler\.dense\.(weight|bias)": "the head doesn't read it",
             r"cls\.seq_relationship\.(weight|bias)": "the masked-LM head doesn't read it",
+            r"cls\.predictions\.(transform\..*|dense\.weight|(decoder\.)?bias)": (
+                "the bare model doesn't read the masked-LM head"
+            ),
         },
         tied={
             "cls.predictions.decoder.weight": "mobilebert.embeddings.word_embeddings.weight",

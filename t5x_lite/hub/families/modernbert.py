@@ -94,6 +94,7 @@ def write(model: ModelConfig) -> dict:
         "norm_eps": model.encoder.final_norm.epsilon,
         "hidden_activation": "gelu",
         "vocab_size": model.vocab_size,
+        "pad_token_id": None,  # by default one that a smaller vocabulary lacks
     }
 
 
@@ -137,6 +138,11 @@ FAMILIES = {
             "repad_logits_with_grad": "of training",
             "sparse_prediction": "of training: which tokens the loss looks at",
             "sparse_pred_ignore_index": "of training: which tokens the loss looks at",
+        },
+        unread_tensors={
+            r"(head\.(dense|norm)\.weight|decoder\.bias)": (
+                "the bare model doesn't read the masked-LM head"
+            ),
         },
         tied={"decoder.weight": "model.embeddings.tok_embeddings.weight"},
         base_prefix="model.",

@@ -49,6 +49,7 @@ def write(model: ModelConfig) -> dict:
         "model_type": "phi3",
         "architectures": ["Phi3ForCausalLM"],
         "sliding_window": window,
+        "pad_token_id": None,  # by default one that a smaller vocabulary lacks
         **lengths,
         **write_rotary(positions),
     }

@@ -90,7 +90,12 @@ FAMILIES = {
         },
         ignored_tensors={
             r"(roberta\.)?embeddings\.position_ids": "counts from 0",
-            r"(roberta\.)?pooler\.dense\.(weight|bias)": "the head doesn't read it",
+        },
+        unread_tensors={
+            r"roberta\.pooler\.dense\.(weight|bias)": "the head doesn't read it",
+            r"lm_head\.((dense|layer_norm)\..*|(decoder\.)?bias)": (
+                "the bare model doesn't read the masked-LM head"
+            ),
         },
         tied={
             "lm_head.decoder.weight": "roberta.embeddings.word_embeddings.weight",

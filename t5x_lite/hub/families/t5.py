@@ -165,7 +165,7 @@ def _family(read, write) -> Family:
             "output_past": "an option of a call",
             "scalable_attention": "how umT5's trainer stored what was converted from it",
         },
-        ignored_tensors={
+        unread_tensors={
             r"decoder\.block\.0\.layer\.1\.EncDecAttention\.relative_attention_bias\.weight": (
                 "cross-attention has no positions; some old checkpoints store a table all the same"
             ),
