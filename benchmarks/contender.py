@@ -7,7 +7,6 @@ lack each other's packages, so both are imported where they are needed.
 
 import contextlib
 import json
-import os
 import resource
 import sys
 import time
@@ -15,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from turns import answering
 
 RATE, BETAS, EPSILON, DECAY, CLIP_NORM = 1e-3, (0.9, 0.95), 1e-8, 0.1, 1.0  # AdamW
 PRODUCT = 2048  # side of the matrices whose product gives the peak
@@ -205,14 +205,9 @@ def peak_bytes() -> int:
 
 def main() -> None:
     job, began = Job(**json.loads(sys.argv[1])), time.perf_counter()
-    # stdout is the driver's: what libraries print goes to stderr.
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
+    answer = answering()
     side = t5x_lite if job.contender.startswith("t5x_lite") else torch_side
     run, product, parameters, about = side(job)
-
-    def answer(**values) -> None:
-        print(json.dumps(values), file=answers, flush=True)
 
     losses = run(1)
     first = time.perf_counter() - began

@@ -16,9 +16,7 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
-import tempfile
 import time
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -27,6 +25,7 @@ from contender import Job
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from turns import FailedError, Process, among, make_environment, positive
 
 HERE = Path(__file__).resolve().parent
 TORCH = HERE.parent / ".venv-torch"
@@ -58,42 +57,6 @@ NOT_IDENTICAL = """\
   head; here it is untied, and drawn again.
 - Both: uniform tokens, always the same batch; all tokens are targets, BERT's too; all parameters
   decay. Real text repeats tokens, which the embeddings' gradient may notice."""
-
-
-class FailedError(Exception):
-    """A contender that ended before its work was done."""
-
-
-class Process:
-    """A contender at work."""
-
-    def __init__(self, job: Job, python: str):
-        self.name, self.errors = job.contender, tempfile.TemporaryFile("w+")  # noqa: SIM115
-        self.process = subprocess.Popen(
-            [python, str(HERE / "contender.py"), json.dumps(asdict(job))],
-            env={**os.environ, "JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""},
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, text=True,
-        )  # fmt: skip
-
-    def answer(self) -> dict:
-        if line := self.process.stdout.readline():
-            return json.loads(line)
-        self.errors.seek(0)
-        raise FailedError(f"{self.name} failed: {self.errors.read()[-2000:]}")
-
-    def steps(self, count: int) -> dict:
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.write(f"{count}\n")
-            self.process.stdin.flush()
-        return self.answer()
-
-    def close(self) -> None:
-        with contextlib.suppress(BrokenPipeError):
-            self.process.stdin.close()  # it ends by itself, and so do those that it started
-        try:
-            self.process.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
 
 
 def step_flops(job: Job) -> int:
@@ -130,7 +93,8 @@ def compete(job: Job, options: argparse.Namespace, console: Console) -> dict[str
 
         for name in options.contenders:
             python = sys.executable if name in LITE else options.torch_python
-            processes[name] = Process(replace(job, contender=name), python)
+            own = asdict(replace(job, contender=name))
+            processes[name] = Process(name, python, "contender.py", own)
             stack.callback(processes[name].close)
             if ready := ask(name, "compiling and warming up", processes[name].answer):
                 results[name] = {**ready, "rounds": []}
@@ -138,7 +102,7 @@ def compete(job: Job, options: argparse.Namespace, console: Console) -> dict[str
             # Back and forth: a machine that slows down steadily favours nobody.
             for name in list(processes)[:: -1 if turn % 2 else 1]:
                 time.sleep(0.3)  # threads of the one before may still spin
-                steps = functools.partial(processes[name].steps, options.steps_per_round)
+                steps = functools.partial(processes[name].ask, options.steps_per_round)
                 if answer := ask(name, f"round {turn + 1} of {options.rounds}", steps):
                     results[name]["losses"] += answer.pop("losses")
                     results[name]["rounds"].append(answer)
@@ -196,31 +160,6 @@ def table(job: Job, results: dict[str, dict]) -> Table:
     return shown
 
 
-def setup() -> None:
-    """Makes torch's environment, a requirement at a time."""
-    subprocess.run([sys.executable, "-m", "venv", TORCH], check=True)
-    for line in (HERE / "requirements-torch.txt").read_text().splitlines():
-        if not line.startswith("#"):
-            subprocess.run([TORCH / "bin" / "python", "-m", "pip", "install", line], check=True)
-
-
-def among(known) -> list[str]:
-    """A parser of comma-separated names."""
-
-    def parse(text: str) -> list[str]:
-        if unknown := set(text.split(",")) - set(known):
-            raise argparse.ArgumentTypeError(f"{','.join(unknown)}: not among {','.join(known)}")
-        return text.split(",")
-
-    return parse
-
-
-def positive(text: str) -> int:
-    if int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return int(text)
-
-
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add, default = parser.add_argument, ["t5x_lite", *REFERENCES]
@@ -244,7 +183,7 @@ def main() -> int:
     options = arguments()
     console = Console(width=None if sys.stdout.isatty() else 110)
     if options.setup:
-        setup()
+        make_environment(TORCH, "requirements-torch.txt")
         return 0
     report = {
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from t5x_lite import losses
@@ -154,3 +155,95 @@ def test_impossible_losses_are_refused():
     for options in ({"label_smoothing": 1.0}, {"label_smoothing": -0.1}, {"z_loss": -1e-4}):
         with pytest.raises(UserError, match=next(iter(options))):
             losses.CrossEntropy(**options)
+
+
+# --- one result a row ----------------------------------------------------------------------------
+
+
+def rowwise(loss, aux, batch):
+    batch = {name: jnp.asarray(value) for name, value in batch.items()}
+    output = Output(jnp.zeros((1, 1, 1)), aux=jax.tree.map(jnp.asarray, aux))
+    found = loss(lambda *_: output, {}, None, batch, None)
+    (term,) = loss.coefficients
+    assert loss.coefficients == {term: 1.0}
+    weight = batch["label_weights"].sum()
+    assert {n: float(w) for n, w in loss.weights(batch).items()} == {term: float(weight)}
+    assert all(float(w) == float(weight) for _, w in found.metrics.values())
+    metrics = {name: float(total / weight) for name, (total, _) in found.metrics.items()}
+    return float(found.terms[term] / weight), metrics
+
+
+@pytest.fixture(scope="module")
+def scored():
+    """Scores of 4 labels for 6 rows, two of which are padding with a label that isn't one."""
+    rng = np.random.default_rng(0)
+    return {
+        "logits": rng.standard_normal((6, 4), np.float32),
+        "labels": np.array([2, 0, 3, 1, 0, -1], np.int32),
+        "label_weights": np.array([1, 1, 1, 1, 0, 0], np.float32),
+    }
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_classification_is_optax_cross_entropy_over_real_rows(scored, smoothing):
+    loss, metrics = rowwise(losses.Classification(smoothing), {"logits": scored["logits"]}, scored)
+    logits, labels = scored["logits"][:4], scored["labels"][:4]
+    aim = optax.smooth_labels(jax.nn.one_hot(labels, 4), smoothing)
+    assert loss == pytest.approx(float(optax.softmax_cross_entropy(logits, aim).mean()), rel=1e-6)
+    assert metrics == {"accuracy": np.mean(logits.argmax(axis=1) == labels)}
+    assert losses.Classification(0.1).plain == losses.Classification()
+
+
+def test_regression_is_the_mean_squared_error_over_real_rows(scored):
+    batch = scored | {"labels": np.linspace(-2, 3, 6, dtype=np.float32)}
+    loss, metrics = rowwise(losses.Regression(), {"logits": scored["logits"][:, :1]}, batch)
+    error = scored["logits"][:4, 0] - batch["labels"][:4]
+    assert loss == pytest.approx(np.mean(error**2), rel=1e-6)
+    assert metrics == {"absolute_error": pytest.approx(np.mean(abs(error)), rel=1e-6)}
+
+
+def test_spans_are_chosen_among_real_tokens():
+    rng = np.random.default_rng(0)
+    start, end = rng.standard_normal((2, 5, 7), np.float32)
+    lengths = [7, 4, 5, 6, 0]
+    segments = (np.arange(7)[None] < np.array(lengths)[:, None]).astype(np.int32)
+    spans = np.array([[0, 0], [1, 3], [2, 2], [5, 5], [0, 0]], np.int32)
+    spans[0] = start[0].argmax(), end[0].argmax()
+    spans[1] = start[1, :4].argmax(), end[1, :4].argmin()
+    batch = {"spans": spans, "segments": segments, "label_weights": np.array([1.0, 1, 1, 1, 0])}
+    batch["label_weights"] = batch["label_weights"].astype(np.float32)
+    loss, metrics = rowwise(
+        losses.SpanExtraction(), {"start_logits": start, "end_logits": end}, batch
+    )
+    each = [
+        float(optax.softmax_cross_entropy_with_integer_labels(row[:n], span))
+        for scores, place in ((start, 0), (end, 1))
+        for row, n, span in zip(scores[:4], lengths[:4], spans[:4, place], strict=True)
+    ]
+    assert loss == pytest.approx(np.mean(each), rel=1e-6)
+    right = [
+        start[n, : lengths[n]].argmax() == spans[n, 0]
+        and end[n, : lengths[n]].argmax() == spans[n, 1]
+        for n in range(4)
+    ]
+    assert metrics == {"accuracy": np.mean(right)}
+    assert 0 < np.mean(right) < 1
+
+
+@pytest.mark.parametrize("loss", [losses.Classification(0.1), losses.Regression()])
+def test_padding_rows_get_no_gradient(scored, loss):
+    labels = scored["labels"].astype(np.float32 if loss == losses.Regression() else np.int32)
+    batch = {"labels": jnp.asarray(labels), "label_weights": jnp.asarray(scored["label_weights"])}
+
+    def value(logits):
+        output = Output(jnp.zeros((1, 1, 1)), aux={"logits": logits})
+        return sum(loss(lambda *_: output, {}, None, batch, None).terms.values())
+
+    gradient = np.asarray(jax.grad(value)(jnp.asarray(scored["logits"])))
+    assert not gradient[4:].any()
+    assert gradient[:4].any(axis=1).all()
+
+
+def test_an_impossible_smoothing_of_labels_is_refused():
+    with pytest.raises(UserError, match=r"label_smoothing=1\.0"):
+        losses.Classification(1.0)
