@@ -233,6 +233,8 @@ def _add_convert(verbs: Any) -> None:
     verb.add_argument("source", metavar="SRC", help="a folder with config.json and safetensors, or "
                       "a hub name")  # fmt: skip
     verb.add_argument("destination", metavar="DST", help="a folder that doesn't exist yet")
+    verb.add_argument("--architecture", metavar="CLASS", help="the class of transformers to read "
+                      "it as, such as BertForPreTraining; default: config.json's")  # fmt: skip
     verb.set_defaults(verb="convert from-hf")
     verb = _add_verb(
         group,

@@ -101,7 +101,7 @@ def convert_from_hf(args: argparse.Namespace) -> None:
     """A published model as a run's folder."""
     from t5x_lite.hub.convert import from_hf
 
-    from_hf(args.source, args.destination)
+    from_hf(args.source, args.destination, **given(args, "architecture"))
 
 
 def convert_to_hf(args: argparse.Namespace) -> None:

@@ -118,7 +118,7 @@ class CrossEntropy:
     `z_loss` adds coefficient · log²Z, which keeps logits from drifting (Chowdhery et al. 2022, §5).
     """
 
-    heads: ClassVar[tuple[str, ...]] = ("next", "masked")
+    heads: ClassVar[tuple[str, ...]] = ("next", "masked", "pairs")
     reads: ClassVar[tuple[str, ...]] = ("targets", "weights")
     label_smoothing: float | int = 0.0
     z_loss: float | int = 0.0
@@ -263,6 +263,39 @@ class SpanExtraction(_OfRows):
             losses.append(log_z_B - target_B)
             rights.append(right_B)
         return (losses[0] + losses[1]) / 2, [("accuracy", rights[0] * rights[1])]
+
+
+@dataclasses.dataclass(frozen=True)
+class MaskedAndPairs:
+    """BERT's and ALBERT's pre-training: masked tokens, and how two texts belong; added up.
+
+    Each is a mean of its own, `cross_entropy` over the masked tokens and `pairs` over the rows
+    (Devlin et al. 2019, §A.2). `accuracy` is that of the tokens, `pairs_accuracy` that of the rows.
+    """
+
+    heads: ClassVar[tuple[str, ...]] = ("pairs",)
+    reads: ClassVar[tuple[str, ...]] = ("targets", "weights", "labels", "label_weights")
+
+    @property
+    def coefficients(self) -> Mapping[str, float]:
+        """Both count alike."""
+        return {"cross_entropy": 1.0, "pairs": 1.0}
+
+    def weights(self, batch: Batch) -> dict[str, Array]:
+        """The number of masked tokens, and of rows that aren't padding."""
+        return CrossEntropy().weights(batch) | {"pairs": jnp.sum(batch["label_weights"])}
+
+    def __call__(
+        self, apply: Apply, params: Params, state: Any, batch: Batch, keys: KeyArray | None
+    ) -> Sums:
+        """Sums over the microbatch's targets, and over its rows."""
+        output = apply(params, batch, keys)
+        words = CrossEntropy()(lambda *_: output, params, state, batch, keys)
+        target_B, log_z_B, right_B = _choice(output.aux["pair_logits"], batch["labels"])
+        weights_B = batch["label_weights"]
+        pairs = jnp.sum((log_z_B - target_B) * weights_B)
+        right = jnp.sum(right_B * weights_B), jnp.sum(weights_B)
+        return Sums(words.terms | {"pairs": pairs}, words.metrics | {"pairs_accuracy": right})
 
 
 def _choice(scores_BC: Float[Array, "B C"], labels_B: Int[Array, " B"]) -> tuple[Array, ...]:

@@ -92,14 +92,14 @@ def assemble(segments: Sequence[Segment], shapes: Shapes) -> Row:
         if total > limit:
             raise ValueError(f"{total} positions in a row of {limit}")
         prefix = side.removesuffix("tokens")
-        starts = np.repeat(np.cumsum(lengths) - lengths, lengths)
+        begins = np.repeat(np.cumsum(lengths) - lengths, lengths)
         row[f"{prefix}segments"][:total] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
-        row[f"{prefix}positions"][:total] = np.arange(total) - starts
-    _fill(row, segments, shapes)
+        row[f"{prefix}positions"][:total] = np.arange(total) - begins
+    _fill(row, segments)
     return row
 
 
-def _fill(row: Row, segments: Sequence[Segment], shapes: Shapes) -> None:
+def _fill(row: Row, segments: Sequence[Segment]) -> None:
     for name in segments[0] if segments else ():
         if name in ROWWISE:
             if len(segments) > 1:
@@ -109,7 +109,6 @@ def _fill(row: Row, segments: Sequence[Segment], shapes: Shapes) -> None:
         values = [segment[name] for segment in segments]
         values = values[0] if len(values) == 1 else np.concatenate(values)
         row[name][: len(values)] = values
-    del shapes
 
 
 def sizes_of(segments: Iterable[Segment]) -> dict[str, int]:

@@ -20,6 +20,7 @@ from t5x_lite.errors import UserError
 
 MAX_ROWS = 2**32 - 1  # the index permutation works on 32 bits
 FORMAT = 1  # of plans
+UNUSED = np.random.default_rng(0)  # for examples without noise: a generator takes time to make
 
 
 class Rows:
@@ -147,11 +148,10 @@ class Rows:
 
     def row(self, epoch: int, index: int) -> Row:
         """Row `index` of the plan, with an epoch's noise."""
-        segments = [
-            segment
-            for example in self.plan(epoch).members(index)
-            for segment in self.examples.segments(example, self._noise(epoch, example))
-        ]
+        examples, segments = self.examples, []
+        for example in self.plan(epoch).members(index):
+            noise = self._noise(epoch, example) if examples.is_noisy else UNUSED
+            segments += examples.segments(example, noise)
         return assemble(segments, self.shapes)
 
     def _noise(self, epoch: int, example: int) -> np.random.Generator:

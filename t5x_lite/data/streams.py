@@ -70,10 +70,15 @@ class Stream:
         stop = min(stop, len(self))
         if start >= stop:
             return Piece(np.zeros(0, np.int32), np.zeros(0, np.int64))
-        places = range(self.documents + 1)
         # "right" steps over empty documents, which begin where the next one does
-        first = bisect.bisect_right(places, start, key=self._start) - 1
-        last = bisect.bisect_left(places, stop, lo=first, key=self._start)
+        if self._frame:
+            places = range(self.documents + 1)
+            first = bisect.bisect_right(places, start, key=self._start) - 1
+            last = bisect.bisect_left(places, stop, lo=first, key=self._start)
+        else:
+            offsets = self._documents.offsets
+            first = int(np.searchsorted(offsets, start, side="right")) - 1
+            last = int(np.searchsorted(offsets, stop, side="left"))
         begins = self._documents.offsets[first : last + 1].tolist()
         frames = np.arange(first, last + 1) * self._frame
         lengths = np.diff(np.clip(np.array(begins) + frames, start, stop))

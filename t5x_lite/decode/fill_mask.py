@@ -55,7 +55,7 @@ def fill_mask(
             `prompts.check` refuses.
     """
     config = model.config
-    if config.predicts != "masked":
+    if config.predicts not in ("masked", "pairs"):
         raise UserError(f"this {config.kind} model predicts no masked tokens; use one with a "
                         "masked-language-model head, such as bert.")  # fmt: skip
     prompts.check(config, batch)

@@ -57,7 +57,12 @@ EVAL_ROWS, EVAL_LENGTH = 8, 512  # what eval does with a converted model, if not
 SHARD_BYTES = 256 << 20
 
 
-def from_hf(source: str, destination: str, console: Console | None = None) -> ModelConfig:
+def from_hf(
+    source: str,
+    destination: str,
+    architecture: str | None = None,
+    console: Console | None = None,
+) -> ModelConfig:
     """Writes a run's folder, at step 0, from a published model.
 
     `generate` and `eval` take the folder as it is; `train` starts from it.
@@ -65,6 +70,8 @@ def from_hf(source: str, destination: str, console: Console | None = None) -> Mo
     Args:
         source: a folder with config.json and safetensors, or a hub name.
         destination: a folder that doesn't exist yet, or is empty.
+        architecture: the class of `transformers` to read it as, of several whose tensors are there
+            (bert-base-uncased, a BertForMaskedLM, is a BertForPreTraining too); None: its own.
         console: where to say what was done.
 
     Raises:
@@ -73,9 +80,15 @@ def from_hf(source: str, destination: str, console: Console | None = None) -> Mo
     console = console or Console()
     folder = find(source)
     config = read_json(folder / "config.json")
+    if architecture is not None:
+        config["architectures"] = [architecture]
     family = family_of(str(config.get("model_type")))
     with _beside(destination) as target, Tensors(folder) as tensors:
-        model = sentence.with_head(read_config(config, tensors.names), folder)
+        model = read_config(config, tensors.names)
+        if architecture is None:
+            model = sentence.with_head(model, folder)
+        elif family.config(model)["architectures"] != [architecture]:
+            raise UserError(f"{folder} lacks tensors of {architecture}; leave --architecture out.")
         vocabulary = _vocabulary(model, folder)
         params = _shown(weights.load(model, family, tensors), "tensors read", console)
         leaves = ((f"params/{path}", jax.device_put(leaf)) for path, leaf in params)
@@ -88,6 +101,8 @@ def from_hf(source: str, destination: str, console: Console | None = None) -> Mo
             meta["vocabulary"] = vocabulary.fingerprint
         write_one_by_one(target / FOLDER, 0, leaves, meta)
         _keep_files(folder, target / PUBLISHED)
+        if architecture is not None:
+            (target / PUBLISHED / "config.json").write_text(json.dumps(config, indent=2) + "\n")
         _keep_unread(weights.unread(model, family, tensors), target / PUBLISHED / UNREAD)
         form = {**_dtypes(tensors), "prefix": weights.left_out(model, family, tensors)}
         (target / PUBLISHED / DTYPES_FILE).write_text(json.dumps(form) + "\n")

@@ -69,6 +69,12 @@ TOKENS = Head(TokenClassifier(dropout=0.1), {"classifier": "classifier"})
 ANSWERS = Head(QuestionAnswering(), {"classifier": "qa_outputs"})
 
 
+def without_pairs(fields: Fields, tensor: str) -> bool:
+    """Whether a checkpoint of a class for pre-training lacks the head for pairs of texts."""
+    is_named = fields.architecture.endswith("ForPreTraining")
+    return is_named and fields.tensors is not None and tensor not in fields.tensors
+
+
 def find_head(heads: Mapping[str, Head], config: HeadConfig) -> str | None:
     """The class whose head this is, whatever its labels and dropout; None: a family's own head."""
     if isinstance(config, Reward):

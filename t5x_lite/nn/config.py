@@ -13,6 +13,7 @@ from t5x_lite.nn.embedders import (
 from t5x_lite.nn.heads import (
     HeadConfig,
     LanguageModelHead,
+    PairedLMHead,
     QuestionAnswering,
     SequenceClassifier,
 )
@@ -120,7 +121,12 @@ class ModelConfig:
 
     @property
     def predicts(self) -> str:
-        """What the head predicts: "next" or "masked" tokens, "labels", "spans", or "none"."""
+        """What the head predicts.
+
+        "next" or "masked" tokens, the latter and "pairs" of texts, "labels", "spans", or "none".
+        """
+        if isinstance(self.head, PairedLMHead):
+            return "pairs"
         if isinstance(self.head, LanguageModelHead):
             return "masked" if self.decoder is None else "next"
         others = {SequenceClassifier: "labels", QuestionAnswering: "spans"}

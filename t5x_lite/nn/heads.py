@@ -106,6 +106,9 @@ class _MaskedLMHead(nn.Module):
 
     @nn.compact
     def __call__(self, x_BTD: Float[Array, "B T D"], inputs: HeadInputs) -> Output:
+        return self._words(x_BTD, inputs)
+
+    def _words(self, x_BTD: Float[Array, "B T D"], inputs: HeadInputs) -> Output:
         c, kernel_VD = self.config, self._kernel(x_BTD.shape[-1], inputs.table_VD)
         bias = c.transform_bias is not False
         transform = layers.Linear(
@@ -138,6 +141,37 @@ class _ExtendedMaskedLMHead(_MaskedLMHead):
         shape = (self.physical, width - table_VD.shape[-1])
         extra_VD = layers.param(self, "kernel", init, ("vocab", "embed"), shape)
         return jnp.concatenate([table_VD, extra_VD], axis=-1)
+
+
+@dataclasses.dataclass(frozen=True)
+class PairedLMHead(MaskedLMHead):
+    """BERT's and ALBERT's while they are pre-trained: masked words, and how two texts belong.
+
+    Besides what a `MaskedLMHead` gives, `aux["pair_logits"]`, float32 [B, 2], from the first token
+    by a dense layer with tanh: 0, the second text follows the first; 1, it doesn't (Devlin et al.
+    2019, §3.1, task 2) or the two are swapped (Lan et al. 2020, §3.1).
+    """
+
+    dropout: float | int = 0.0  # of what the last product reads
+
+    def __post_init__(self):
+        super().__post_init__()
+        layers.require_rate("dropout", self.dropout)
+
+    def build(self, vocab_size: int, physical: int, common: layers.Common, name: str) -> nn.Module:
+        """The module that does it."""
+        return _PairedLMHead(self, vocab_size, physical, common, name=name)
+
+
+class _PairedLMHead(_MaskedLMHead):
+    @nn.compact
+    def __call__(self, x_BTD: Float[Array, "B T D"], inputs: HeadInputs) -> Output:
+        # The names of a SequenceClassifier's, which begins with this pooler when it is fine-tuned.
+        pooled_BD = pool(x_BTD, inputs.segments_BT, "first")
+        pooled_BD = Dense("tanh").connect(pooled_BD, self.common, None)
+        pooled_BD = layers.dropout(pooled_BD, self.config.dropout, inputs.dropout_keys)
+        logits_BC = _scores(pooled_BD, 2, True, self.common, "pairs")
+        return self._words(x_BTD, inputs).replace(aux={"pair_logits": logits_BC})
 
 
 @dataclasses.dataclass(frozen=True)

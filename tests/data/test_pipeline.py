@@ -40,7 +40,7 @@ class Numbered:
     def __len__(self):
         return self.rows
 
-    are_sizes_fixed = True
+    are_sizes_fixed = is_noisy = True
 
     def segments(self, index, noise):
         one = np.array([index])

@@ -25,8 +25,12 @@ Sides = Mapping[str, int]  # positions of a row: "tokens", and of an encoder-dec
 
 @runtime_checkable
 class Examples(Protocol):
-    """One split's examples under one objective. `are_sizes_fixed`: whatever the noise."""
+    """One split's examples under one objective.
 
+    `is_noisy`: whether they draw from their noise; `are_sizes_fixed`: whatever that is.
+    """
+
+    is_noisy: bool
     are_sizes_fixed: bool
 
     def __len__(self) -> int:
@@ -132,6 +136,7 @@ class FromPieces:
         depend on the noise.
       drawn_sizes: then, a piece's size and noise to its positions on each side; None: making every
         example tells.
+      is_noisy: whether `make` draws from the noise.
     """
 
     def __init__(
@@ -140,10 +145,11 @@ class FromPieces:
         make: Callable[[Piece, np.random.Generator], list[Segment]],
         side_sizes: Callable[[np.ndarray], np.ndarray] | None = None,
         drawn_sizes: Callable[[int, np.random.Generator], Sequence[int]] | None = None,
+        is_noisy: bool = True,
     ):
         self._pieces, self._make = pieces, make
         self._side_sizes, self._drawn_sizes = side_sizes, drawn_sizes
-        self.are_sizes_fixed = side_sizes is not None
+        self.are_sizes_fixed, self.is_noisy = side_sizes is not None, is_noisy
 
     def __len__(self) -> int:
         return len(self._pieces)

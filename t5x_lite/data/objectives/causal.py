@@ -60,12 +60,15 @@ class CausalLM(Objective):
             del noise
             return next_tokens(piece, vocabulary.bos_id)
 
-        return FromPieces(pieces, make, column)
+        return FromPieces(pieces, make, column, is_noisy=False)
 
 
 def next_tokens(piece: Piece, bos_id: int) -> list[Segment]:
     """One segment for each document's part of a piece that is one token longer than its row."""
     targets, documents = piece.ids[1:], piece.documents[:-1]
+    if piece.documents[0] == piece.documents[-1]:
+        weights = np.ones(len(targets), np.float32)
+        return [{"tokens": piece.ids[:-1], "targets": targets, "weights": weights}]
     # A model whose bos is also its eos (GPT-2's) must still learn to end: ask for the document.
     begins = (targets == bos_id) & (piece.documents[1:] != documents)
     weights = (~begins).astype(np.float32)

@@ -114,7 +114,7 @@ class _Infilled:
     ):
         self._objective, self._parts, self._marks = objective, parts, marks
         self._bos, self._eos = vocabulary.bos_id, vocabulary.eos_id
-        self.are_sizes_fixed = objective.rate == 1
+        self.are_sizes_fixed, self.is_noisy = objective.rate == 1, True
 
     def __len__(self) -> int:
         return len(self._parts)

@@ -45,15 +45,18 @@ def random_spans(
     noisy, count = spans(n, density, mean_span)
     if count == 0:
         return np.zeros(n, bool)
-    gaps = _random_cut(n - noisy, count, noise)
-    lengths = _random_cut(noisy, count, noise)
-    runs = np.stack([gaps, lengths], axis=1).reshape(-1)
+    runs = np.empty(2 * count, np.int64)
+    runs[0::2] = _random_cut(n - noisy, count, noise)
+    runs[1::2] = _random_cut(noisy, count, noise)
     return np.repeat(np.arange(2 * count) % 2 == 1, runs)
 
 
 def _random_cut(total: int, parts: int, noise: np.random.Generator) -> np.ndarray:
-    cuts = np.sort(noise.choice(total - 1, parts - 1, replace=False)) + 1
-    return np.diff(np.concatenate([[0], cuts, [total]]))
+    ends = np.zeros(parts + 1, np.int64)
+    ends[1:-1] = noise.choice(total - 1, parts - 1, replace=False, shuffle=False) + 1
+    ends[1:-1].sort()
+    ends[-1] = total
+    return ends[1:] - ends[:-1]
 
 
 def iid(n: int, density: float | int, noise: np.random.Generator) -> Bool[np.ndarray, " n"]:
@@ -87,11 +90,16 @@ def corrupt(
     Raises:
       UserError: more spans than sentinels.
     """
-    begins = _begins(is_noise)
-    count = int(begins.sum())
-    noise_ids, first_of = ids[is_noise], np.flatnonzero(begins[is_noise])
     inputs = spans_to_sentinels(ids, is_noise, sentinels)
-    return inputs, np.insert(noise_ids, first_of, sentinels[:count])
+    first_of = np.flatnonzero(_begins(is_noise)[is_noise])
+    count = len(first_of)
+    noise_ids = ids[is_noise]
+    # np.insert(noise_ids, first_of, sentinels), in a third of its time
+    targets = np.empty(len(noise_ids) + count, ids.dtype)
+    is_sentinel = np.zeros(len(targets), bool)
+    is_sentinel[first_of + np.arange(count)] = True
+    targets[is_sentinel], targets[~is_sentinel] = sentinels[:count], noise_ids
+    return inputs, targets
 
 
 def spans_to_sentinels(
@@ -112,7 +120,9 @@ def spans_to_sentinels(
 
 
 def _begins(is_noise: Mask) -> Mask:
-    return is_noise & ~np.concatenate([[False], is_noise[:-1]])
+    begins = is_noise.copy()
+    begins[1:] &= ~is_noise[:-1]
+    return begins
 
 
 def masked(

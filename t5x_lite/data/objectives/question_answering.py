@@ -143,7 +143,7 @@ class _Window(NamedTuple):
 class _Windows:
     """Every record's windows, one after the other. As `Examples`."""
 
-    are_sizes_fixed = True
+    are_sizes_fixed, is_noisy = True, False
 
     def __init__(
         self, store: Records, vocabulary: Vocabulary, length: int, objective: ExtractiveQA

@@ -39,7 +39,7 @@ class FromRecords:
       is_useless: [records] whether there's nothing to learn; such records are left out.
     """
 
-    are_sizes_fixed = True
+    are_sizes_fixed, is_noisy = True, False
 
     def __init__(
         self,

@@ -3,16 +3,16 @@
 from t5x_lite.errors import UserError
 from t5x_lite.hub.families import Family
 from t5x_lite.hub.fields import Fields
-from t5x_lite.hub.heads import Head, first_token
+from t5x_lite.hub.heads import Head, first_token, without_pairs
 from t5x_lite.hub.rules import Rule, linear_rules, norm_rules
 from t5x_lite.nn.config import ModelConfig
-from t5x_lite.nn.heads import MaskedLMHead, Pooler
-from t5x_lite.nn.presets.albert import albert, albert_encoder
+from t5x_lite.nn.heads import MaskedLMHead, PairedLMHead, Pooler
+from t5x_lite.nn.presets.albert import albert, albert_encoder, albert_pretraining
 
 PRESETS = {
     "AlbertModel": albert_encoder,
     "AlbertForMaskedLM": albert,
-    "AlbertForPreTraining": albert,
+    "AlbertForPreTraining": albert_pretraining,
 }
 ACTIVATIONS = {"gelu": "gelu", "gelu_new": "gelu_tanh", "relu": "relu"}
 
@@ -33,6 +33,8 @@ def read(fields: Fields) -> ModelConfig:
     architecture = fields.architecture or "AlbertModel"
     if architecture not in PRESETS:
         raise UserError(f"architecture {architecture} is unknown; there are {', '.join(PRESETS)}.")
+    if without_pairs(fields, "sop_classifier.classifier.weight"):
+        architecture = "AlbertForMaskedLM"
     return PRESETS[architecture](
         "base",
         width=fields.take("hidden_size"),
@@ -52,6 +54,7 @@ def write(model: ModelConfig) -> dict:
     """The config.json of a model."""
     block = model.encoder.blocks[0]
     heads = {MaskedLMHead: "AlbertForMaskedLM", Pooler: "AlbertModel"}
+    heads[PairedLMHead] = "AlbertForPreTraining"
     names = {ours: theirs for theirs, ours in ACTIVATIONS.items()}
     return {
         "model_type": "albert",
@@ -91,6 +94,7 @@ def rules(model: ModelConfig) -> list[Rule]:
         *linear_rules("head/transform", "predictions.dense"),
         *norm_rules("head/norm", "predictions.LayerNorm"),
         Rule("head/bias", "predictions.bias"),
+        *linear_rules("head/pairs", "sop_classifier.classifier"),
     ]
 
 

@@ -3,16 +3,16 @@
 from t5x_lite.errors import UserError
 from t5x_lite.hub.families import Family
 from t5x_lite.hub.fields import Fields
-from t5x_lite.hub.heads import ANSWERS, TOKENS, Head, first_token
+from t5x_lite.hub.heads import ANSWERS, TOKENS, Head, first_token, without_pairs
 from t5x_lite.hub.rules import Rule, linear_rules, norm_rules
 from t5x_lite.nn.config import ModelConfig
-from t5x_lite.nn.heads import MaskedLMHead, Pooler
-from t5x_lite.nn.presets.bert import bert, bert_encoder
+from t5x_lite.nn.heads import MaskedLMHead, PairedLMHead, Pooler
+from t5x_lite.nn.presets.bert import bert, bert_encoder, bert_pretraining
 
 PRESETS = {
     "BertModel": bert_encoder,
     "BertForMaskedLM": bert,
-    "BertForPreTraining": bert,
+    "BertForPreTraining": bert_pretraining,
 }
 
 
@@ -31,6 +31,8 @@ def read(fields: Fields) -> ModelConfig:
     architecture = fields.architecture or "BertModel"
     if architecture not in PRESETS:
         raise UserError(f"architecture {architecture} is unknown; there are {', '.join(PRESETS)}.")
+    if without_pairs(fields, "cls.seq_relationship.weight"):  # TinyBERT's, of whatever class
+        architecture = "BertForMaskedLM"
     return PRESETS[architecture](
         "base",
         width=fields.take("hidden_size"),
@@ -48,6 +50,7 @@ def write(model: ModelConfig) -> dict:
     """The config.json of a model."""
     block = model.encoder.blocks[0]
     heads = {MaskedLMHead: "BertForMaskedLM", Pooler: "BertModel"}
+    heads[PairedLMHead] = "BertForPreTraining"
     return {
         "model_type": "bert",
         "architectures": [heads[type(model.head)]],
@@ -80,6 +83,7 @@ def rules(model: ModelConfig) -> list[Rule]:
         *linear_rules("head/transform", f"{transform}.dense"),
         *norm_rules("head/norm", f"{transform}.LayerNorm"),
         Rule("head/bias", "cls.predictions.bias"),
+        *linear_rules("head/pairs", "cls.seq_relationship"),
     ]
 
 

@@ -11,6 +11,7 @@ from t5x_lite.nn.heads import MaskedLMHead, Pooler
 from t5x_lite.nn.layers import LayerNorm, Normal
 from t5x_lite.nn.positions import LearnedPositions
 from t5x_lite.nn.presets import head_dim, published
+from t5x_lite.nn.presets.paired import paired
 from t5x_lite.nn.residual import PostNorm
 
 
@@ -70,3 +71,8 @@ def albert(
 def albert_encoder(size: str = "base", **overrides) -> ModelConfig:
     """ALBERT with its pooler and without a language-model head, for fine-tuning."""
     return dataclasses.replace(albert(size, **overrides), head=Pooler())
+
+
+def albert_pretraining(size: str = "base", **overrides) -> ModelConfig:
+    """ALBERT with the sentence-order head too that it was pre-trained with."""
+    return paired(albert(size, **overrides))

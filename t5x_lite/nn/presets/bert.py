@@ -10,6 +10,7 @@ from t5x_lite.nn.heads import MaskedLMHead, Pooler
 from t5x_lite.nn.layers import LayerNorm, Normal
 from t5x_lite.nn.positions import LearnedPositions
 from t5x_lite.nn.presets import head_dim, published
+from t5x_lite.nn.presets.paired import paired
 from t5x_lite.nn.residual import PostNorm
 
 
@@ -65,3 +66,8 @@ def bert(
 def bert_encoder(size: str = "base", **overrides) -> ModelConfig:
     """BERT with its pooler and without a language-model head, for fine-tuning."""
     return dataclasses.replace(bert(size, **overrides), head=Pooler())
+
+
+def bert_pretraining(size: str = "base", **overrides) -> ModelConfig:
+    """BERT with the next-sentence head too that it was pre-trained with."""
+    return paired(bert(size, **overrides))
