@@ -12,6 +12,7 @@ from t5x_lite import cli, optim
 from t5x_lite.data import curate
 from t5x_lite.data.curate import run as curate_run
 from t5x_lite.data.vocabularies import Bytes
+from t5x_lite.errors import UserError
 from t5x_lite.nn import parameters
 from t5x_lite.nn.presets import (
     albert,
@@ -172,6 +173,21 @@ def test_every_objective_takes_every_text(name, text):
     assert task.name == {"my/*.txt": "my"}.get(text, text.removesuffix(".jsonl"))
     shapes = task.batches(batch_size=2, length=128, seed=0).shapes
     assert shapes["tokens"][0][0] == 2
+
+
+def test_a_mixture_s_tasks_share_all_but_their_text():
+    name = "tasks/mixtures/two_texts.gin"
+    assert [n for n in shipped("tasks") if n.count("/") == 2] == [name]
+    with pytest.raises(UserError, match="SECOND_TEXT has no value"):
+        configure("t5x_lite.data.prepare.prepare", [name], task="%TASK")
+    second = "SECOND_TEXT='my/*.txt'"
+    configure(TRAIN, ["runs/pretrain_gpt.gin", name], [second])
+    mixture = value("TASK")
+    assert [type(task.source).__name__ for task in mixture.tasks()] == ["Chitchat", "Text"]
+    assert [task.name for task in mixture.tasks()] == ["chitchat", "my"]
+    assert mixture.rates({"chitchat": 1, "my": 1}) == [3, 1]
+    assert len({(t.objective, t.vocabulary, t.vocabulary_dir) for t in mixture.tasks()}) == 1
+    assert mixture.batches(batch_size=2, length=64, seed=0).shapes["tokens"][0] == (2, 64)
 
 
 def test_the_objectives_differ():

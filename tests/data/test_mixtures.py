@@ -1,5 +1,7 @@
 import dataclasses
+import json
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -50,6 +52,39 @@ def test_examples_proportional_rates_are_t5s():
     for bad in ({"cap": 0}, {"temperature": 0}, {"scale": -1}):
         with pytest.raises(UserError, match=next(iter(bad))):
             Proportional(**bad)
+
+
+SEQIO = json.loads(Path(__file__).with_name("golden").joinpath("seqio.json").read_text())["rates"]
+
+
+@pytest.mark.parametrize("case", SEQIO["num_examples"])
+def test_rates_by_size_are_seqio_s(case):
+    found = proportional(
+        list(SEQIO["examples"].values()), case["maximum"], case["temperature"], case["scale"]
+    )
+    assert found == pytest.approx(list(case["rates"].values()), rel=1e-12)
+
+
+def test_rates_of_nested_mixtures_are_seqio_s():
+    sizes = SEQIO["examples"]
+    parts = {name: unread(name) for name in sizes}
+    for case in SEQIO["mixtures"]:
+        rates = dict(case["members"])
+        by_size = [rate for rate in rates.values() if isinstance(rate, dict)]
+        assert not by_size or by_size == [by_size[0]] * len(rates)  # ours has one rule for all
+        own = Proportional(**renamed(by_size[0])) if by_size else tuple(rates.values())
+        mixture = Mixture(case["name"].replace("/", "_"), [parts[m] for m in rates], own)
+        parts[case["name"]] = mixture
+        found = dict(zip((t.name for t in mixture.tasks()), mixture.rates(sizes), strict=True))
+        assert found == pytest.approx(case["rates"], rel=1e-12)
+
+
+def renamed(arguments):
+    return {{"maximum": "cap"}.get(name, name): value for name, value in arguments.items()}
+
+
+def unread(name):
+    return Task(name, Text("none.txt"), Bytes(), CausalLM())
 
 
 @pytest.fixture(scope="module")
