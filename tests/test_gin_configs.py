@@ -103,6 +103,8 @@ SUPERVISED = {
     "classification": (["LABELS=['a','b','c']"], ("bert", "llama"), "Classification"),
     "regression": ([], ("bert", "llama"), "Regression"),
     "question_answering": ([], ("bert",), "SpanExtraction"),
+    "bert_pretraining": ([], ("bert", "roberta"), "MaskedAndPairs"),
+    "albert_pretraining": ([], ("albert",), "MaskedAndPairs"),
     "text_to_text": ([], ("t5_1_1", "llama"), "CrossEntropy"),
     "chat": ([], ("llama",), "CrossEntropy"),
 }
@@ -194,7 +196,7 @@ def test_the_objectives_differ():
     objectives = set()
     for name in TASKS:
         configure("t5x_lite.data.prepare.prepare", [name], task="%TASK")
-        objectives.add(type(value("TASK").objective))
+        objectives.add(repr(value("TASK").objective))
     assert len(objectives) == len(TASKS) >= 7
 
 

@@ -117,6 +117,16 @@ class JsonVocabulary(ImportedVocabulary):
         except UnicodeDecodeError:
             return "".join(f"<0x{byte:02X}>" for byte in raw)
 
+    def spelling(self, token: SupportsIndex) -> str:
+        """As in `Vocabulary`: WordPiece marks what goes on, BPE without bytes perhaps what ends."""
+        text = super().spelling(token)
+        if self._model in ("WordPiece", "WordLevel"):
+            prefix = getattr(self.tokenizer.model, "continuing_subword_prefix", None)
+            is_part = prefix is not None and text.startswith(prefix)
+            return text.removeprefix(prefix) if is_part else f" {text}"
+        suffix = getattr(self.tokenizer.model, "end_of_word_suffix", None)
+        return f"{text.removesuffix(suffix)} " if suffix and text.endswith(suffix) else text
+
     def _bytes_of(self, number: int, name: str) -> bytes | None:
         """What a token of a byte-level tokenizer stands for."""
         if not self._is_bytes or number in self._added or not set(name) <= set(byte_of()):

@@ -38,7 +38,7 @@ def best_fit(sizes: Int[np.ndarray, "examples sides"], room: Sequence[int]) -> P
     """Best-fit decreasing: the largest first, each where it leaves the least room.
 
     Used for language models by Ding et al. 2024 ("Fewer Truncations Improve Language Modeling").
-    With two sides the first decides which row fits best and the second whether it fits.
+    With two sides the fuller one decides which row fits best, and the other whether it fits.
 
     Args:
       sizes: positions that each example takes on each side; those of size 0 are left out.
@@ -54,6 +54,9 @@ def best_fit(sizes: Int[np.ndarray, "examples sides"], room: Sequence[int]) -> P
             f"example {example} has {sizes[example, side]} positions and a row {room[side]}; give "
             f"a larger length."
         )
+    # First the side of which more is needed: it decides, and the other one seldom forbids.
+    sides = np.argsort(-sizes.sum(axis=0) / np.array(room), kind="stable")
+    sizes, room = sizes[:, sides], [room[side] for side in sides]
     row_of = np.full(len(sizes), -1, np.int64)
     rows = 0
     for start in range(0, len(sizes), CHUNK):
@@ -125,33 +128,43 @@ def one_each(sizes: Int[np.ndarray, "examples sides"]) -> Plan:
 
 
 def kept(folder: Path | None, key: Mapping[str, Any], make: Callable[[], Plan]) -> Plan:
-    """The plan of `key`, made where it isn't in `folder` yet; mapped into memory, not read.
+    """The plan of `key`, made where it isn't in `folder` yet; mapped into memory, not read."""
+    return Plan(**kept_arrays(folder, key, ("order", "starts"), lambda: vars(make())))
 
-    A folder that can't be written (another user's) costs making the plan in every process.
+
+def kept_arrays(
+    folder: Path | None,
+    key: Mapping[str, Any],
+    names: Sequence[str],
+    make: Callable[[], Mapping[str, np.ndarray]],
+) -> Mapping[str, np.ndarray]:
+    """The arrays of `key`, made where they aren't in `folder` yet; mapped into memory, not read.
+
+    A folder that can't be written (another user's) costs making them in every process.
     """
     if folder is None:
         return make()
     name = hashlib.sha256(json.dumps(key, sort_keys=True).encode()).hexdigest()[:16]
     target = folder / "plans" / name
     if not target.is_dir():
-        plan = make()
+        arrays = make()
         try:
-            _save(plan, target)
+            _save(arrays, target)
         except OSError:
-            return plan
+            return arrays
     try:
-        return Plan(*(np.load(target / f"{n}.npy", mmap_mode="r") for n in ("order", "starts")))
+        return {n: np.load(target / f"{n}.npy", mmap_mode="r") for n in names}
     except (OSError, ValueError, EOFError) as error:
         raise UserError(f"{target} can't be read ({error}); delete it.") from error
 
 
-def _save(plan: Plan, target: Path) -> None:
+def _save(arrays: Mapping[str, np.ndarray], target: Path) -> None:
     """Whole or not at all; of several processes that make the same plan, the first one's stays."""
     target.parent.mkdir(exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, ignore_cleanup_errors=True) as beside:
         whole = Path(beside) / "plan"
         whole.mkdir()
-        np.save(whole / "order.npy", plan.order)
-        np.save(whole / "starts.npy", plan.starts)
+        for name, array in arrays.items():
+            np.save(whole / f"{name}.npy", array)
         with contextlib.suppress(OSError):  # not empty: another was first
             os.replace(whole, target)

@@ -227,3 +227,25 @@ class RoomyParts(Documentwise):
 
     def _document(self, index: int) -> int:
         return int(np.searchsorted(self._firsts, index, side="right")) - 1
+
+
+@dataclasses.dataclass(frozen=True)
+class FineParts(RoomyParts):
+    """`Documentwise`, but a document longer than `width` is cut every `part` tokens, so that rows
+    whose examples turn out smaller than the largest can be filled up with its parts.
+    """
+
+    part: int = 1
+
+    @functools.cached_property
+    def _firsts(self) -> np.ndarray:
+        """As in `Documentwise`."""
+        counts = np.where(
+            self._totals > self.width, -(-self._totals // self.part), np.minimum(self._totals, 1)
+        )
+        return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
+
+    @functools.cached_property
+    def _steps(self) -> np.ndarray:
+        """As in `RoomyParts`."""
+        return np.where(self._totals > self.width, self.part, self.width)

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Int
 
 from t5x_lite.data.files import difference, read_json
+from t5x_lite.data.whole_words import WordEdges, spelling, word_edges
 from t5x_lite.errors import UserError
 
 MAX_LINE_BYTES = 4096  # longer lines reach the trainer in pieces, so that it skips none
@@ -85,6 +86,15 @@ class Vocabulary:
     def piece(self, token: SupportsIndex) -> str:
         """Name of one id, for people."""
         raise NotImplementedError
+
+    def spelling(self, token: SupportsIndex) -> str:
+        """An id's text, with a space where one is part of its word: what `word_edges` looks at."""
+        return spelling(self.piece(token))
+
+    @functools.cached_property
+    def word_edges(self) -> WordEdges:
+        """Which ids begin a word, and which end one."""
+        return word_edges(map(self.spelling, range(self.size)), self.special_ids)
 
     def byte_lengths(self) -> np.ndarray:
         """[V] int32: bytes of raw text that each id stands for (0 for special ids).

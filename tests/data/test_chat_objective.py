@@ -13,11 +13,13 @@ from t5x_lite.data import imported
 from t5x_lite.data.chat import ChatTemplate
 from t5x_lite.data.objectives import Chat
 from t5x_lite.data.prepare import prepare
-from t5x_lite.data.rows import Rows
 from t5x_lite.data.sources import JsonLines
 from t5x_lite.data.tasks import Task
-from t5x_lite.data.vocabularies import Bytes, ByteVocabulary, Imported
+from t5x_lite.data.vocabularies import Bytes, Imported
 from t5x_lite.errors import UserError
+from tests.data import packed
+from tests.data.packed import BOS, EOS, VOCABULARY
+from tests.data.tokenised import tokenised
 
 spec = importlib.util.spec_from_file_location(
     "published", pathlib.Path(__file__).with_name("published.py")
@@ -25,8 +27,6 @@ spec = importlib.util.spec_from_file_location(
 published = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(published)
 
-VOCABULARY = ByteVocabulary(100)
-BOS, EOS = VOCABULARY.bos_id, VOCABULARY.eos_id
 TURNS = [
     {"role": "system", "content": "be brief"},
     {"role": "user", "content": "hi <s> assistant: x"},
@@ -53,38 +53,10 @@ FORGETFUL = """{% for m in messages %}[{{ m.role }}]
 {% endfor %}"""
 
 
-class InMemory:
-    """As `TokenStore`."""
-
-    def __init__(self, objective, chats, vocabulary=VOCABULARY):
-        records = [{"messages": json.dumps(chat)} for chat in chats]
-        dtypes = [dtype or np.int32 for dtype in objective.tokenizer.columns.values()]
-        self._names = list(objective.tokenizer.columns)
-        self._rows = [
-            tuple(map(np.array, row, dtypes))
-            for row in objective.tokenizer.tokenize(records, vocabulary)
-        ]
-
-    def lengths(self, column):
-        return np.array([len(row[self._names.index(column)]) for row in self._rows], np.int64)
-
-    def read(self, numbers):
-        return [self._rows[number] for number in numbers]
-
-    def column(self, name):
-        raise NotImplementedError
-
-
 def rows_of(chats, length, objective=Chat(), vocabulary=VOCABULARY):  # noqa: B008 - frozen
-    store, sides = InMemory(objective, chats, vocabulary), objective.sides(length)
-    return Rows(
-        lambda: objective.examples(store, vocabulary, sides),
-        sides=sides,
-        shapes=objective.shapes(sides),
-        packing=objective.packing,
-        name="memory",
-        seed=0,
-    )
+    records = [{"messages": json.dumps(chat)} for chat in chats]
+    store = tokenised(objective, records, vocabulary)
+    return packed.rows_of(objective, store, length, vocabulary)
 
 
 def of(vocabulary, row, segment=1):

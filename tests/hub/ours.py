@@ -66,7 +66,7 @@ def outputs(model: ModelConfig, params, batch: dict[str, np.ndarray]) -> dict[st
         result["logits"] = logits[..., : model.vocab_size]
     if "pooled" in aux:
         result["pooler_output"] = aux["pooled"]
-    names = ("logits", "start_logits", "end_logits", "embedding")
+    names = ("logits", "pair_logits", "start_logits", "end_logits", "embedding")
     result |= {name: aux[name] for name in names if name in aux}
     if "reward" in aux:
         result["logits"] = aux["reward"][:, None]

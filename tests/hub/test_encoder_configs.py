@@ -8,10 +8,11 @@ import pytest
 from t5x_lite.errors import UserError
 from t5x_lite.hub.families import family_of, read_config, without_training, write_config
 from t5x_lite.nn.presets.albert import SIZES as ALBERT_SIZES
-from t5x_lite.nn.presets.albert import albert, albert_encoder
+from t5x_lite.nn.presets.albert import albert, albert_encoder, albert_pretraining
 from t5x_lite.nn.presets.distilbert import distilbert, distilbert_encoder
 from t5x_lite.nn.presets.mobilebert import mobilebert, mobilebert_encoder
 from t5x_lite.nn.presets.modernbert import modernbert, modernbert_encoder
+from t5x_lite.nn.presets.paired import paired
 from t5x_lite.nn.presets.roberta import roberta, roberta_encoder
 from t5x_lite.nn.presets.tinybert import tinybert, tinybert_encoder
 
@@ -79,7 +80,7 @@ MOBILEBERT = {
         (ROBERTA, roberta("base")),
         (DISTILBERT, distilbert("base")),
         (TINYBERT, tinybert_encoder("4-312")),
-        ({**TINYBERT, "architectures": ["BertForPreTraining"]}, tinybert("4-312")),
+        ({**TINYBERT, "architectures": ["BertForPreTraining"]}, paired(tinybert("4-312"))),
         (ALBERT, albert("xxlarge")),
         (MODERNBERT, modernbert("base")),
         (MOBILEBERT, mobilebert_encoder("base")),
@@ -100,8 +101,10 @@ def test_a_published_config_is_the_preset(config, model):
         (distilbert("base"), "DistilBertForMaskedLM"),
         (distilbert_encoder("base"), "DistilBertModel"),
         (tinybert("6-768"), "BertForMaskedLM"),
+        (paired(tinybert("6-768")), "BertForPreTraining"),
         *((albert(size), "AlbertForMaskedLM") for size in ALBERT_SIZES),
         (albert_encoder("base"), "AlbertModel"),
+        (albert_pretraining("large"), "AlbertForPreTraining"),
         (modernbert("tiny"), "ModernBertForMaskedLM"),  # too few layers to show its period
         (modernbert("base", every=1), "ModernBertForMaskedLM"),
         (modernbert_encoder("large"), "ModernBertModel"),

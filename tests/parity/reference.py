@@ -11,6 +11,12 @@ from cases import Case
 
 GENERATED = 64
 MASK_ID, PAD_ID = 3, 0
+# Classes with two heads name what each gives; ours are the names on the right.
+OF_PRETRAINING = {
+    "prediction_logits": "logits",
+    "seq_relationship_logits": "pair_logits",
+    "sop_logits": "pair_logits",
+}
 
 
 def build(case: Case, seed: int = 0):
@@ -102,9 +108,9 @@ def outputs(model, batch: dict[str, np.ndarray]) -> dict[str, Any]:
     with torch.no_grad():
         out = model(**inputs_of(batch, kind), output_hidden_states=True)
     result = {}
-    for name in ("logits", "start_logits", "end_logits", "pooler_output"):
+    for name in ("logits", "start_logits", "end_logits", "pooler_output", *OF_PRETRAINING):
         if out.get(name) is not None:
-            result[name] = out[name].numpy()
+            result[OF_PRETRAINING.get(name, name)] = out[name].numpy()
     if not result:
         result["last_hidden_state"] = out.last_hidden_state.numpy()
     names = {"hidden_states": "layers"}

@@ -19,6 +19,7 @@ from t5x_lite.data.objectives.denoising import (
 from t5x_lite.data.objectives.infilling import FillInTheMiddle
 from t5x_lite.data.objectives.masked import MaskedLM, mask_tokens
 from t5x_lite.data.objectives.noise import corrupt, random_spans
+from t5x_lite.data.objectives.pairs import MaskedPairs, NextSentence, SentenceOrder
 from t5x_lite.data.objectives.prefix import PrefixLM
 from t5x_lite.data.objectives.question_answering import ExtractiveQA
 from t5x_lite.data.objectives.supervised import TextToText
@@ -34,9 +35,12 @@ __all__ = [
     "FillInTheMiddle",
     "IidDenoising",
     "MaskedLM",
+    "MaskedPairs",
+    "NextSentence",
     "Objective",
     "PrefixLM",
     "Regression",
+    "SentenceOrder",
     "Sides",
     "SpanCorruption",
     "TextToText",

@@ -23,6 +23,7 @@ from t5x_lite.data.converters import (
     token_shapes,
 )
 from t5x_lite.data.objectives.base import (
+    BEST_FIT,
     BOTH,
     DECODER,
     SPLIT,
@@ -54,9 +55,12 @@ from t5x_lite.data.objectives.noise import (
     sizes_under,
     spans,
 )
-from t5x_lite.data.streams import Columns, Piece, Stream
+from t5x_lite.data.streams import Columns, FineParts, Piece, Stream
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import UserError
+
+# A document that doesn't fit a row is cut so many times as fine, so that rows can be filled up.
+PARTS = {DECODER: 8, BOTH: 4}
 
 
 class Noised(NamedTuple):
@@ -156,8 +160,11 @@ class Denoising(Objective):
         check_length(room[-1], self._limits(2, maker.longest_mark)[-1], "the mode and some text")
         raw = longest(fits, max(room))
         self._check_sentinels(raw, vocabulary)
-        pieces = pieces_of(Stream(store.column("text")), self.packing, raw)
+        stream = Stream(store.column("text"))
+        pieces = pieces_of(stream, self.packing, raw)
         if not self.has_fixed_sizes:
+            if self.packing == BEST_FIT:
+                pieces = FineParts(stream, raw, part=max(raw // PARTS[self.family], 2))
             return FromPieces(pieces, maker.segments, drawn_sizes=maker.drawn_sizes)
         table = [self._positions(self._extremes(n)[0]) for n in range(1, raw + 1)]
         table = np.array(table, np.int64)

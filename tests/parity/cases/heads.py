@@ -1,4 +1,4 @@
-"""Heads that predict no words: of rows, of tokens, of spans."""
+"""Heads of rows, of tokens, of spans, and of pairs of texts beside words."""
 
 from cases import Case
 from cases.bert_family import ALBERT, DISTILBERT, ROBERTA, SHAPE
@@ -34,6 +34,8 @@ CASES = [
     Case("bert-tokens", "BertForTokenClassification", {**BERT, **labels(5)}, golden=True),
     Case("bert-two-kinds-of-token", "BertForTokenClassification", BERT),
     Case("bert-answers", "BertForQuestionAnswering", BERT, golden=True),
+    Case("bert-pretraining", "BertForPreTraining", BERT, golden=True, quick=True),
+    Case("albert-pretraining", "AlbertForPreTraining", ALBERT, golden=True),
     Case("roberta-classifier", "RobertaForSequenceClassification",
          {**SHAPE, **ROBERTA, **labels(3), "num_hidden_layers": 1}, golden=True),
     Case("roberta-tokens", "RobertaForTokenClassification", {**SHAPE, **ROBERTA, **labels(4)}),
