@@ -8,10 +8,11 @@ lossless, so bytes of text can be counted exactly (`byte_lengths`).
 import dataclasses
 import functools
 import hashlib
+import json
 import multiprocessing
 import operator
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, SupportsIndex
 
@@ -330,6 +331,7 @@ class SentencePiece(WithSentinels):
       byte_fallback: spell unknown characters in bytes, so that no text is lost (256 ids).
       sample: bytes of training text that the trainer sees; documents drawn at random without bias.
       path: a ready-made model; nothing is trained then.
+      user_symbols: texts that are one id each, wherever they stand, such as "<think>".
     """
 
     vocab_size: int = 4096
@@ -337,9 +339,16 @@ class SentencePiece(WithSentinels):
     byte_fallback: bool = True
     sample: int = 4_000_000
     path: str | None = None
+    user_symbols: Sequence[str] = ()
 
     def __post_init__(self):
         super().__post_init__()
+        object.__setattr__(self, "user_symbols", tuple(self.user_symbols))
+        if len({*self.user_symbols, "", "\n"}) != len(self.user_symbols) + 2:
+            raise UserError(
+                f"user_symbols={list(self.user_symbols)} must be different texts, none of them "
+                f"empty or the newline, which is a symbol anyway."
+            )
         if self.model_type not in ("unigram", "bpe"):
             raise UserError(f"model_type={self.model_type!r} is unknown; use 'unigram' or 'bpe'.")
         if self.sample < 1:
@@ -358,8 +367,8 @@ class SentencePiece(WithSentinels):
 
     @property
     def reserved(self) -> int:
-        """Ids that aren't learnt: 7 special ones, the newline, bytes, sentinels."""
-        return 8 + 256 * self.byte_fallback + self.extra_ids
+        """Ids that aren't learnt: 7 special ones, the newline, symbols, bytes, sentinels."""
+        return 8 + len(self.user_symbols) + 256 * self.byte_fallback + self.extra_ids
 
     def train(self, lines: Iterable[str]) -> bytes:
         """The model file's bytes. Same lines, same bytes.
@@ -379,6 +388,7 @@ class SentencePiece(WithSentinels):
                 vocab_size=self.vocab_size - self.extra_ids,
                 model_type=self.model_type,
                 byte_fallback=self.byte_fallback,
+                user_defined_symbols=["\n", *self.user_symbols],
                 **_LOSSLESS,
                 **_SPECIAL,
             )
@@ -411,7 +421,6 @@ _LOSSLESS = {
     "normalization_rule_name": "identity",
     "remove_extra_whitespaces": False,
     "add_dummy_prefix": False,
-    "user_defined_symbols": ["\n"],
     "character_coverage": 0.9995,
     "max_sentence_length": 2 * MAX_LINE_BYTES,
     "num_threads": TRAINER_THREADS,
@@ -469,7 +478,8 @@ def load_vocabulary(config: VocabularyConfig, folder: Path) -> Vocabulary:
     about = read_json(folder / "tokenizer.json")
     if not model.exists() or about is None:
         raise UserError(f"{model} isn't trained; run: t5x_lite tokenizer train --gin_file YOUR.gin")
-    now = dataclasses.asdict(config)
+    now = json.loads(json.dumps(dataclasses.asdict(config)))
+    about["config"] = {"user_symbols": []} | about["config"]  # from before there were any
     if about["config"] != now:
         raise UserError(
             f"{model} was trained for another config ({difference(about['config'], now)}); "

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import json
 import os
 import sys
 from pathlib import Path
@@ -9,10 +10,10 @@ import pytest
 from rich.console import Console
 
 from t5x_lite.data.prepare import prepare, train_tokenizer
-from t5x_lite.data.sources import Text
+from t5x_lite.data.sources import JsonLines, Text
 from t5x_lite.data.text_store import TextShard, TextStore
 from t5x_lite.data.token_store import TokenShard
-from t5x_lite.data.vocabularies import SentencePiece
+from t5x_lite.data.vocabularies import ByteVocabulary, SentencePiece
 from t5x_lite.errors import UserError
 
 
@@ -329,3 +330,43 @@ def test_workers_give_the_store_that_one_process_gives(many_parts, tmp_path, qui
     assert shared.store("train").digest == many_parts.store("train").digest
     with pytest.raises(UserError, match="workers=0"):
         prepare(many_parts, quiet, workers=0)
+
+
+def test_held_out_records_can_come_from_a_source_of_their_own(byte_task, tmp_path, quiet):
+    (tmp_path / "held.txt").write_text("one\n\ntwo")
+    own = dataclasses.replace(byte_task, validation_source=Text(str(tmp_path / "held.txt")))
+    prepare(own, quiet)
+    found = documents(own)
+    assert found["validation"] == ["one", "two"]
+    assert len(found["train"]) == 60
+    assert len(own.store("validation")) == 2
+
+
+def test_an_empty_split_is_named_with_its_source(byte_task, tmp_path, quiet):
+    (tmp_path / "blank.txt").write_text("\n\n")
+    own = dataclasses.replace(byte_task, validation_source=Text(str(tmp_path / "blank.txt")))
+    message = refusal(prepare, own, quiet)
+    assert f"{tmp_path / 'blank.txt'} has no records for the validation split" in message
+    assert not list(own.folder.glob("text*"))
+
+
+def test_an_id_beyond_the_vocabulary_is_refused(byte_task, monkeypatch, quiet):
+    monkeypatch.setattr(
+        ByteVocabulary, "encode_all", lambda self, texts: [[self.size]] * len(texts)
+    )
+    assert "gave id 363 and the vocabulary has 363" in refusal(prepare, byte_task, quiet)
+    assert not list(byte_task.folder.glob("tokens*"))
+
+
+def test_broken_records_are_counted_where_they_are_to_be_skipped(byte_task, tmp_path):
+    file = tmp_path / "some.jsonl"
+    lines = [json.dumps({"text": f"{n} over the hills"}) for n in range(30)]
+    lines[3:3] = ["{no json", json.dumps({"other": 1}), json.dumps({"text": "\ud800"})]
+    file.write_text("\n".join(lines))
+    strict = dataclasses.replace(byte_task, source=JsonLines(str(file)))
+    assert f"{file}, line 4" in refusal(prepare, strict, Console(quiet=True))
+    lenient = dataclasses.replace(strict, source=JsonLines(str(file), broken="skip"))
+    text = said(prepare, lenient)
+    assert "skipped 3 broken records" in text
+    assert f"{file}, line 5 has no field 'text' (it has other)" in text
+    assert sum(map(len, documents(lenient).values())) == 30

@@ -204,3 +204,22 @@ def test_a_bpe_too_large_for_its_text_is_refused():
     with pytest.raises(UserError, match="vocab_size=4000") as caught:
         SentencePiece(vocab_size=4000, model_type="bpe").train(["one", "two"])
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_a_user_symbol_is_one_id_wherever_it_stands(model_type):
+    config = dataclasses.replace(
+        CONFIG, model_type=model_type, vocab_size=402, user_symbols=["<think>", "[[x]]"]
+    )
+    vocabulary = SentencePieceVocabulary(config.train(lines()), config.extra_ids)
+    text = "over<think>the [[x]]\nhills<think>"
+    ids = vocabulary.encode(text)
+    for symbol, count in (("<think>", 2), ("[[x]]", 1)):
+        (token,) = {i for i in ids if vocabulary.piece(i) == symbol}
+        assert ids.count(token) == count
+        assert token not in vocabulary.special_ids
+    assert vocabulary.decode(ids) == text
+    assert vocabulary.byte_lengths()[ids].sum() == len(text.encode())
+    for bad in ([""], ["\n"], ["a", "a"]):
+        with pytest.raises(UserError, match="must be different texts"):
+            dataclasses.replace(CONFIG, user_symbols=bad)
