@@ -29,6 +29,11 @@ class Plan:
     def __len__(self) -> int:
         return len(self.starts) - 1
 
+    @property
+    def examples(self) -> int:
+        """How many the rows hold."""
+        return len(self.order)
+
     def members(self, row: int) -> list[int]:
         """The examples of a row."""
         return self.order[int(self.starts[row]) : int(self.starts[row + 1])].tolist()
@@ -121,10 +126,18 @@ class _Finder:
         return None
 
 
-def one_each(sizes: Int[np.ndarray, "examples sides"]) -> Plan:
-    """Every example in a row of its own."""
-    held = np.flatnonzero(sizes.any(axis=1))
-    return Plan(held, np.arange(len(held) + 1))
+@dataclasses.dataclass(frozen=True)
+class OneEach:
+    """Every example in a row of its own; takes no memory, however many there are."""
+
+    examples: int
+
+    def __len__(self) -> int:
+        return self.examples
+
+    def members(self, row: int) -> list[int]:
+        """The example of a row."""
+        return [row]
 
 
 def kept(folder: Path | None, key: Mapping[str, Any], make: Callable[[], Plan]) -> Plan:

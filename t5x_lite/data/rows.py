@@ -15,7 +15,7 @@ import numpy as np
 
 from t5x_lite.data.converters import SIDES, Row, Shapes, assemble
 from t5x_lite.data.objectives.base import BEST_FIT, Examples, Sides
-from t5x_lite.data.packing import Plan, best_fit, kept, one_each
+from t5x_lite.data.packing import OneEach, Plan, best_fit, kept
 from t5x_lite.errors import UserError
 
 MAX_ROWS = 2**32 - 1  # the index permutation works on 32 bits
@@ -54,7 +54,7 @@ class Rows:
         self._folder, self._key = folder, key
         # A seed that Batches will refuse must not fail here.
         self._noise_key = np.array([seed % 2**64, hash32(0, name)], np.uint64)
-        self._plans: dict[int, Plan] = {}
+        self._plans: dict[int, Plan | OneEach] = {}
         self._firsts = [0]  # of each epoch that was reached, its first row
         self._lock = threading.RLock()  # batches are read ahead by several threads
 
@@ -66,7 +66,7 @@ class Rows:
             raise UserError(f"{self.name} has no examples; give more text or a smaller length.")
         return examples
 
-    def plan(self, epoch: int) -> Plan:
+    def plan(self, epoch: int) -> Plan | OneEach:
         """Which examples share the rows of an epoch: one plan for all unless noise decides."""
         epoch = 0 if self.examples.are_sizes_fixed else epoch
         with self._lock:
@@ -77,23 +77,17 @@ class Rows:
                 self._plans[epoch] = self._make_plan(epoch)
             return self._plans[epoch]
 
-    def _make_plan(self, epoch: int) -> Plan:
+    def _make_plan(self, epoch: int) -> Plan | OneEach:
         examples = self.examples
-        room = [self._sides[side] for side in SIDES if side in self._sides]
-
-        def make() -> Plan:
-            sizes = examples.sizes(lambda index: self._noise(epoch, index))
-            return best_fit(sizes, room) if self._packing == BEST_FIT else one_each(sizes)
-
-        if self._packing != BEST_FIT and not examples.are_sizes_fixed:
-            plan = Plan(range_array(len(examples)), range_array(len(examples) + 1))
-        elif self._packing != BEST_FIT:
-            plan = make()
-        else:
+        if self._packing == BEST_FIT:
+            room = [self._sides[side] for side in SIDES if side in self._sides]
             key = {"format": FORMAT, "room": room, "packing": self._packing, **self._key()}
             if not examples.are_sizes_fixed:
                 key |= {"seed": self._seed, "epoch": epoch}
-            plan = kept(self._folder(), key, make)
+            sizes = functools.partial(examples.sizes, lambda index: self._noise(epoch, index))
+            plan = kept(self._folder(), key, lambda: best_fit(sizes(), room))
+        else:
+            plan = OneEach(len(examples))
         if not 0 < len(plan) <= MAX_ROWS:
             raise UserError(f"{self.name} has {len(plan)} rows; between 1 and 2^32-1 work.")
         return plan
@@ -110,7 +104,7 @@ class Rows:
     @functools.cached_property
     def examples_per_row(self) -> float:
         """On average, in the first epoch: rates count examples, and batches rows."""
-        return len(self.plan(0).order) / self.count(0)
+        return self.plan(0).examples / self.count(0)
 
     def locate(self, number: int) -> tuple[int, int]:
         """Epoch and place in it of the n-th row that is asked for."""
@@ -158,11 +152,6 @@ class Rows:
         # Counter-based, so that it begins anywhere at once (Salmon et al. 2011).
         counter = np.array([0, 0, example, epoch], np.uint64)
         return np.random.Generator(np.random.Philox(counter=counter, key=self._noise_key))
-
-
-def range_array(stop: int) -> np.ndarray:
-    """0 … stop - 1."""
-    return np.arange(stop, dtype=np.int64)
 
 
 def hash32(seed: int, name: str) -> int:

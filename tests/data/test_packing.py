@@ -14,7 +14,7 @@ from t5x_lite.data.converters import (
     sizes_of,
     token_shapes,
 )
-from t5x_lite.data.packing import best_fit, kept, one_each
+from t5x_lite.data.packing import OneEach, best_fit, kept
 from t5x_lite.errors import UserError
 
 
@@ -105,9 +105,10 @@ def test_an_example_larger_than_a_row_is_named():
         best_fit(np.array([[3], [12]]), [10])
 
 
-def test_one_each_leaves_out_what_is_empty():
-    plan = one_each(np.array([[2], [0], [3]]))
-    assert [plan.members(row) for row in range(len(plan))] == [[0], [2]]
+def test_one_each_takes_no_memory():
+    plan = OneEach(2**40)
+    assert len(plan) == plan.examples == 2**40
+    assert plan.members(2**39 + 1) == [2**39 + 1]
 
 
 def test_a_plan_is_made_once_for_each_key(tmp_path):
@@ -115,7 +116,7 @@ def test_a_plan_is_made_once_for_each_key(tmp_path):
 
     def make(value):
         calls.append(value)
-        return one_each(np.full((value, 1), 1))
+        return best_fit(np.full((value, 1), 1), [1])
 
     assert len(kept(tmp_path, {"a": 1}, lambda: make(3))) == 3
     assert len(kept(tmp_path, {"a": 1}, lambda: make(4))) == 3

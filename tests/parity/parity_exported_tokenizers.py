@@ -121,7 +121,7 @@ def test_unigrams_ids_are_as_many_and_as_likely_and_give_the_same_text(tmp_path)
         differing += mine != yours
         assert sum(score[i] for i in mine) == pytest.approx(sum(score[i] for i in yours), abs=1e-3)
         assert theirs.decode(yours) == ours.decode(mine)
-    assert 0 < differing < 30
+    assert differing < 30  # whether a tie falls otherwise depends on the model that was trained
     with pytest.raises(exported.UnlikeError, match="in 32 bits"):
         exported.write(ours, llama("tiny"), tmp_path, exported.EXACT)
 
