@@ -3,7 +3,7 @@
     python benchmarks/prepare_memory.py [--gigabytes 0.5 1 2] [--workers 2] [--folder DIR]
 
 Writes texts of random words as JSON lines, prepares each by a command of its own, and prints the
-peak of resident memory of all its processes together, sampled every 20 ms, and the time. Linux only.
+peak of resident memory of all its processes together, seen every 20 ms, and the time. Linux only.
 """
 
 import argparse

@@ -163,7 +163,8 @@ def _add_eval(verbs: Any) -> None:
         verbs,
         "eval",
         "score a checkpoint on held-out text",
-        "Prints nats per token and bits per byte. Without --gin_file, config.gin of the model "
+        "Prints nats per token and bits per byte, and the task's metrics (--gin.METRICS; "
+        'docs/data.md, "Metrics"). Without --gin_file, config.gin of the model '
         "directory says what was trained on what.",
         "--model_dir runs/quickstart --baselines",
     )
@@ -173,6 +174,12 @@ def _add_eval(verbs: Any) -> None:
         "--baselines",
         action="store_true",
         help="score unigram and interpolated bigram models on the same tokens too",
+    )
+    verb.add_argument(
+        "--max_tokens",
+        type=int,
+        metavar="N",
+        help="the most tokens of an answer that metrics judge; default: as targets have",
     )
 
 

@@ -77,9 +77,10 @@ def train(args: argparse.Namespace) -> None:
 
 
 def evaluate(args: argparse.Namespace) -> None:
-    """Held-out loss of a checkpoint."""
+    """Held-out loss and metrics of a checkpoint."""
     run = configure(args, "t5x_lite.evaluate.loss.evaluate")
-    run(model_dir=args.model_dir, baselines=args.baselines, **given(args, "step"))
+    options = given(args, "step", "max_tokens")
+    run(model_dir=args.model_dir, baselines=args.baselines, **options)
 
 
 def generate(args: argparse.Namespace) -> None:

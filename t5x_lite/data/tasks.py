@@ -2,9 +2,10 @@
 
 import dataclasses
 import functools
+import itertools
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,8 @@ from t5x_lite.data.pipeline import Batches, Origin
 from t5x_lite.data.preprocessors import Preprocessor
 from t5x_lite.data.rows import Rows
 from t5x_lite.data.sources import Source
-from t5x_lite.data.text_store import SPLITS, TextStore
+from t5x_lite.data.task_metrics import Metric, check_metrics
+from t5x_lite.data.text_store import SPLITS, Fields, TextStore
 from t5x_lite.data.token_store import TokenStore
 from t5x_lite.data.vocabularies import Vocabulary, VocabularyConfig, load_vocabulary
 from t5x_lite.errors import UserError
@@ -142,6 +144,7 @@ class Task(Trainable):
       validation_source: where held-out records come from instead.
       preprocessors: what is done to each record before it is stored, in this order.
       vocabulary_dir: where the trained tokenizer lies; None: in the task's own folder.
+      metrics: what `eval` computes besides the loss, on the validation split.
     """
 
     name: str | None
@@ -153,12 +156,16 @@ class Task(Trainable):
     validation_source: Source | None = None
     preprocessors: Sequence[Preprocessor] = ()
     vocabulary_dir: str | None = None
+    metrics: Sequence[Metric] = ()
 
     def __post_init__(self):
         if self.name is None:
             object.__setattr__(self, "name", self.source.name)
         object.__setattr__(self, "preprocessors", tuple(self.preprocessors))
+        object.__setattr__(self, "metrics", tuple(self.metrics))
         check_name("task", self.name)
+        what = f"{type(self.objective).__name__} of task {self.name}"
+        check_metrics(self.metrics, self.objective.answers, what)
         if not 0 < self.validation_fraction < 1:
             raise UserError(
                 f"validation_fraction={self.validation_fraction} must lie between 0 and 1; "
@@ -222,6 +229,11 @@ class Task(Trainable):
           UserError: not prepared yet, or prepared from another source or vocabulary.
         """
         return self._stores(split)
+
+    def records(self, split: str) -> Iterator[Fields]:
+        """The split's stored text, in the order of `store`. Raises UserError as that does."""
+        text = TextStore.open(self.folder, self.text_config)
+        return itertools.chain.from_iterable(text.chunks(split))
 
     @functools.lru_cache(maxsize=2)  # noqa: B019 - a task lives as long as its run
     def _stores(self, split: str) -> TokenStore:

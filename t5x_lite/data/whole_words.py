@@ -20,24 +20,32 @@ UNSPACED = ("CJK", "HIRAGANA", "KATAKANA", "THAI", "LAO", "KHMER", "MYANMAR", "T
 
 @dataclasses.dataclass(frozen=True)
 class WordEdges:
-    """Of each id, whether it begins a word and whether the next one does, wherever it stands."""
+    """Of each id, what it says of words wherever it stands.
+
+    Attributes:
+      begins: it begins a word.
+      ends: the next one does.
+      leads: it is a space alone, which belongs to the word after it.
+    """
 
     begins: Bool[np.ndarray, " V"]
     ends: Bool[np.ndarray, " V"]
+    leads: Bool[np.ndarray, " V"]
 
     def starts(self, ids: Int[np.ndarray, " n"]) -> Bool[np.ndarray, " n"]:
         """Where words begin in a text; its first id always does."""
         starts = self.begins[ids]
         starts[1:] |= self.ends[ids[:-1]]
+        starts[1:] &= ~self.leads[ids[:-1]]
         starts[:1] = True
         return starts
 
 
 def word_edges(spellings: Iterable[str], special_ids: Int[np.ndarray, " _"]) -> WordEdges:
     """Args are each id's text, with the spaces that words of it have, and ids that are no text."""
-    begins, ends = zip(*map(_edges, spellings), strict=True)
-    edges = WordEdges(np.array(begins), np.array(ends))
+    edges = WordEdges(*np.array([_edges(text) for text in spellings]).T)
     edges.begins[special_ids] = edges.ends[special_ids] = True
+    edges.leads[special_ids] = False
     return edges
 
 
@@ -48,13 +56,14 @@ def spelling(piece: str) -> str:
     return piece.replace(SPACE, " ")
 
 
-def _edges(text: str) -> tuple[bool, bool]:
+def _edges(text: str) -> tuple[bool, bool, bool]:
+    """`begins`, `ends`, `leads` of a spelling."""
     if not text:
-        return False, False
-    stands_alone = _stands_alone(text[0]), _stands_alone(text[-1])
-    # A space alone belongs to the word after it; a line's end to none.
-    is_end = text[-1] in "\r\n" or (text[-1].isspace() and not text.isspace())
-    return text[0].isspace() or stands_alone[0], is_end or stands_alone[1]
+        return False, False, False
+    first, last = text[0], text[-1]
+    leads = text.isspace() and last not in "\r\n"
+    ends = (last.isspace() and not leads) or _stands_alone(last)
+    return first.isspace() or _stands_alone(first), ends, leads
 
 
 def _stands_alone(character: str) -> bool:

@@ -1,4 +1,4 @@
-"""The `eval` verb: the held-out loss of a checkpoint, beside n-gram models of the same tokens."""
+"""The `eval` verb: a checkpoint's held-out loss and metrics, beside n-grams of the same tokens."""
 
 import itertools
 import math
@@ -14,6 +14,7 @@ from t5x_lite.data.tasks import Trainable
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import UserError
 from t5x_lite.evaluate import ngram
+from t5x_lite.evaluate.predictions import measure
 from t5x_lite.losses import CrossEntropy, Loss
 from t5x_lite.nn.config import ModelConfig
 from t5x_lite.partitioning import MeshConfig, Sharding
@@ -33,11 +34,12 @@ def evaluate(
     step: int | None = None,
     batches: int | None = None,
     baselines: bool = False,
+    max_tokens: int | None = None,
     loss: Loss = CrossEntropy(),  # noqa: B008 - frozen
     mesh: MeshConfig = MeshConfig(),  # noqa: B008 - frozen
     rules: str = "fsdp",
 ) -> dict[str, float | int]:
-    """Prints and returns the loss on the validation split, of a mixture on each task's.
+    """Prints and returns loss and metrics on the validation split, of a mixture on each task's.
 
     Args:
         model: the run's model.
@@ -48,6 +50,8 @@ def evaluate(
         step: of the checkpoint; None for the newest good one.
         batches: how many to read; None for the whole split.
         baselines: also score a unigram and an interpolated bigram model (causal tasks).
+        max_tokens: the most tokens of an answer that the task's metrics judge; see
+            predictions.py.
         loss: the training loss; what regularises is left out.
         mesh: devices along each mesh axis.
         rules: rule table of `partitioning.RULES`.
@@ -55,9 +59,11 @@ def evaluate(
     Returns:
         `step`, `loss` in nats per target token, `accuracy`, `perplexity`, `bits_per_byte`; of a
         mixture, `TASK/loss` of each. Of a loss of one result a row, `loss` and its metrics alone.
+        Then the metrics of the task, or `TASK/METRIC` of a mixture's.
 
     Raises:
-        UserError: no such checkpoint, or one of another model or vocabulary.
+        UserError: no such checkpoint, or one of another model or vocabulary; a metric that can't be
+            computed.
     """
     sharding = Sharding(mesh.build(), rules)
     check_batch(batch_size, 1, sharding)
@@ -70,9 +76,11 @@ def evaluate(
     with console.status(f"evaluating {sum(map(len, held_out.values()))} batches"):
         apply = model_apply(model, sharding)
         row = make_evaluate(apply, loss, held_out, sharding)(params)
+        limits = {"length": length, "batches": batches, "max_tokens": max_tokens}
+        measured = measure(model, params, task, held_out, sharding, **limits)
     del params
     if not isinstance(loss, CrossEntropy):
-        return _show_rowwise(console, step, row)
+        return _show_rowwise(console, step, row) | _show_metrics(console, measured, held_out)
     densities = {name: tokens_per_byte([own], vocabulary) for name, own in held_out.items()}
     density = tokens_per_byte(held_out.values(), vocabulary)
     mean = row["eval/loss"]
@@ -93,7 +101,7 @@ def evaluate(
             result[f"{name}/loss"] = nats
     scores[f"{model_dir}, step {step}"] = (mean, result["bits_per_byte"])
     _show(console, scores, result)
-    return result
+    return result | _show_metrics(console, measured, held_out)
 
 
 def _show_rowwise(console: Console, step: int, row: Mapping[str, float]) -> dict[str, float | int]:
@@ -102,6 +110,18 @@ def _show_rowwise(console: Console, step: int, row: Mapping[str, float]) -> dict
     shown = ", ".join(f"{name} {value:.4f}" for name, value in result.items())
     console.print(f"step {step}: {shown}", highlight=False)
     return {"step": step, **result}
+
+
+def _show_metrics(
+    console: Console, measured: Mapping[str, Mapping[str, float]], held_out: Mapping[str, Batches]
+) -> dict[str, float]:
+    result = {}
+    for task, scores in measured.items():
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in scores.items())
+        console.print(f"{task}: {shown}", highlight=False, soft_wrap=True)
+        prefix = f"{task}/" if len(held_out) > 1 else ""
+        result |= {f"{prefix}{name}": value for name, value in scores.items()}
+    return result
 
 
 def _baselines(

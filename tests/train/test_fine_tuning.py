@@ -13,6 +13,7 @@ from t5x_lite import losses, optim, schedules
 from t5x_lite.data import objectives
 from t5x_lite.data.prepare import prepare
 from t5x_lite.data.sources import JsonLines
+from t5x_lite.data.task_metrics import F1, ExactMatch, Pearson, TokenF1
 from t5x_lite.data.tasks import Task
 from t5x_lite.data.vocabularies import Bytes
 from t5x_lite.errors import UserError
@@ -23,6 +24,7 @@ from t5x_lite.nn.presets.bert import bert
 from t5x_lite.nn.presets.gpt2 import gpt2
 from t5x_lite.nn.presets.t5 import t5_1_1
 from t5x_lite.partitioning import MeshConfig
+from t5x_lite.serve.generate import generate
 from t5x_lite.train import loop
 from t5x_lite.train.restore import restore_params
 
@@ -40,7 +42,8 @@ def task(tmp_path_factory):
         word = int(rng.integers(3))
         context = f"{'x' * int(rng.integers(6))} {WORDS[word]} {number}"
         asked = {"text": [WORDS[word]], "answer_start": [context.index(WORDS[word])]}
-        said = [("user", "which?"), ("assistant", WORDS[word])]
+        # Numbered: copies of a chat would all fall on one side of the split.
+        said = [("user", f"{number}?"), ("assistant", WORDS[word])]
         records.append(
             {
                 "text": f"{WORDS[word]} {number}",
@@ -113,6 +116,13 @@ CASES = {
 
 
 QUICK = ("labels", "spans", "text")
+METRICS = {
+    objectives.Classification: [F1("micro"), F1()],
+    objectives.Regression: [Pearson()],
+    objectives.ExtractiveQA: [ExactMatch(), TokenF1()],
+    objectives.TextToText: [ExactMatch(), TokenF1()],
+    objectives.Chat: [],
+}
 
 
 @pytest.mark.parametrize(
@@ -120,7 +130,8 @@ QUICK = ("labels", "spans", "text")
 )
 def test_training_learns_and_evaluating_says_the_same(task, tmp_path, name, capsys):
     objective, model, loss = CASES[name]
-    run = arguments(given(task, objective), model, loss, tmp_path)
+    task = dataclasses.replace(given(task, objective), metrics=METRICS[type(objective)])
+    run = arguments(task, model, loss, tmp_path)
     loop.train(**run)
     first, last = held_out(tmp_path)
     assert last["eval/loss"] < 0.9 * first["loss"]
@@ -132,7 +143,42 @@ def test_training_learns_and_evaluating_says_the_same(task, tmp_path, name, caps
     assert result["step"] == 60
     metric = "absolute_error" if name == "numbers" else "accuracy"
     assert result[metric] == pytest.approx(last[f"eval/{metric}"], rel=1e-5)
-    assert f"{result['loss']:.4f}" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert f"{result['loss']:.4f}" in out
+    check_metrics(task, model, tmp_path, result, out)
+
+
+def check_metrics(task, model, folder, result, out):
+    """Metrics beside the loss's own, or beside answers of the verb `generate`."""
+    if not task.metrics:
+        return
+    shown = next(line for line in out.splitlines() if line.startswith(f"{task.name}: "))
+    scores = dict(pair.split() for pair in shown.removeprefix(f"{task.name}: ").split(", "))
+    assert scores == {name: f"{result[name]:.4f}" for name in scores}
+    if "f1_micro" in scores:  # that of all labels is their accuracy
+        assert scores.keys() == {"f1_micro", "f1_macro"}
+        assert result["f1_micro"] == pytest.approx(result["accuracy"])
+    elif "pearson" in scores:
+        assert 0 < result["pearson"] <= 1
+    else:
+        assert scores.keys() == {"exact_match", "token_f1"}
+        assert result["token_f1"] >= result["exact_match"]
+        if "Extractive" in task.name:  # both ends are right, and of one window
+            assert result["exact_match"] >= result["accuracy"]
+        else:
+            answers = written(task, model, folder)
+            assert len({*answers}) > 1
+            right = [[record["targets"]] for record in task.records("validation")]
+            assert result["token_f1"] == pytest.approx(TokenF1()(answers, right)["token_f1"])
+
+
+def written(task, model, folder):
+    """Greedy answers of `generate` to all inputs of the validation split."""
+    inputs = [record["inputs"] for record in task.records("validation")]
+    answers = generate(
+        model=model, task=task, model_dir=str(folder), prompts=inputs, temperature=0, max_tokens=16
+    )
+    return ["".join(text for text, is_new in one.segments if is_new) for one in answers]
 
 
 @pytest.mark.parametrize(

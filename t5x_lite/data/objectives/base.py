@@ -71,12 +71,15 @@ class Objective:
     `families` are the kinds of model (`ModelConfig.kind`) that can learn it. One that several can
     has a field `family`, which `for_family` sets.
 
+    `answers`: what a task's metrics compare, a `kind` of task_metrics.py; None: nothing.
+
     For what writes prompts: `reads_sentinels`, whether sentinels stand for something in what the
     model reads; `corrupts_spans`, whether they always do, for what it is to write.
     """
 
     families: ClassVar[tuple[str, ...]]
     packings: ClassVar[tuple[str, ...]] = (SPLIT, BEST_FIT, NONE)
+    answers: ClassVar[str | None] = None
     reads_sentinels: ClassVar[bool] = False
     corrupts_spans: ClassVar[bool] = False
 

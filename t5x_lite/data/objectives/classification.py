@@ -20,6 +20,7 @@ from t5x_lite.data.objectives.base import (
     check_length,
 )
 from t5x_lite.data.objectives.records import TRIM, FromRecords, Records, check_too_long, framed
+from t5x_lite.data.task_metrics import LABELS, VALUES
 from t5x_lite.data.token_store import Tokenizer
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import UserError
@@ -185,6 +186,7 @@ class Classification(_OfRow):
       labels: names in the order of their numbers, or how many: 0, 1, …
     """
 
+    answers: ClassVar[str] = LABELS
     labels: Sequence[str] | int = 2
 
     def __post_init__(self):
@@ -211,6 +213,8 @@ class Classification(_OfRow):
 @dataclasses.dataclass(frozen=True)
 class Regression(_OfRow):
     """As `Classification`, but `label` is a number; for a SequenceClassifier of 1 label."""
+
+    answers: ClassVar[str] = VALUES
 
     @property
     def tokenizer(self) -> LabelledText:

@@ -58,8 +58,7 @@ class NextSentence:
         own = runs.siblings(run)
         other = int(noise.integers(len(runs) - len(own)))
         other += len(own) if other >= own.start else 0
-        start, stop = runs.firsts[other : other + 2].tolist()
-        sentence = int(noise.integers(start, stop))
+        sentence = int(noise.integers(int(runs.firsts[other]), int(runs.stops[other])))
         return (first, runs.passage(sentence, end - begin, room - (first[1] - first[0]))), 1
 
 
@@ -149,7 +148,7 @@ class _Pairs:
     """The pairs of a corpus; a row holds one, whatever its size."""
 
     is_noisy = True
-    are_sizes_fixed = True  # what matters of them: whether a run is a pair at all
+    are_sizes_fixed = True  # nearly, which is enough where each has a row of its own
 
     def __init__(self, objective: MaskedPairs, store: Columns, vocabulary: Vocabulary, length: int):
         self._objective, self._vocabulary = objective, vocabulary
@@ -164,11 +163,9 @@ class _Pairs:
         return len(self._runs)
 
     def sizes(self, noise_of: NoiseOf) -> np.ndarray:
-        """As in `Examples`, before a text is replaced; 0 for a single token, which is no pair."""
+        """As in `Examples`, before a text is replaced."""
         del noise_of
-        sizes = self._runs.sizes()
-        frame = len(self._before + self._between + self._after)
-        return column(np.where(sizes > 1, sizes + frame, 0))
+        return column(self._runs.sizes() + len(self._before + self._between + self._after))
 
     def segments(self, index: int, noise: np.random.Generator) -> list[Segment]:
         """As in `Examples`."""

@@ -11,6 +11,7 @@ import numpy as np
 from t5x_lite.data.converters import Segment, Shapes, token_shapes
 from t5x_lite.data.objectives.base import ENCODER, NONE, Examples, NoiseOf, Objective, Sides
 from t5x_lite.data.objectives.records import Records, framed
+from t5x_lite.data.task_metrics import TEXT
 from t5x_lite.data.token_store import Tokenizer
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import UserError
@@ -65,6 +66,13 @@ def _answer(record: Mapping[str, str]) -> tuple[int, int] | None:
     return begin, begin + len(text)
 
 
+def answer_texts(record: Mapping[str, str]) -> list[str]:
+    """All the right answers of a stored record; none: unanswerable."""
+    answers = json.loads(record["answers"])
+    texts = [a["text"] for a in answers] if isinstance(answers, list) else answers["text"]
+    return [str(text) for text in texts]
+
+
 def _tokens_of(
     answer: tuple[int, int] | None, offsets: np.ndarray, record: Mapping[str, str]
 ) -> tuple[int, int]:
@@ -96,6 +104,7 @@ class ExtractiveQA(Objective):
     families: ClassVar[tuple[str, ...]] = (ENCODER,)
     packings: ClassVar[tuple[str, ...]] = (NONE,)
     packing: ClassVar[str] = NONE
+    answers: ClassVar[str] = TEXT
     stride: int = 128
     question_length: int = 64
 
@@ -178,6 +187,11 @@ class _Windows:
         start = (index - self._firsts[record]) * self._steps[record]
         stop = np.minimum(start + self._room[record], self._contexts[record])
         return _Window(record, start, stop)
+
+    def place(self, index: int) -> tuple[int, int, int, int]:
+        """A window's record, its first token of the context and where the row has that, its end."""
+        record, start, stop = map(int, self._windows(index))
+        return record, start, self._frame - 1 + int(self._questions[record]), stop
 
     def segments(self, index: int, noise: np.random.Generator) -> list[Segment]:
         """As in `Examples`."""

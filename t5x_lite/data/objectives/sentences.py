@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
-from jaxtyping import Int
+from jaxtyping import Int, Integer
 
 from t5x_lite.data.packing import kept_arrays
 from t5x_lite.data.streams import Columns, Documents
@@ -79,25 +79,26 @@ class Runs:
 
     Attributes:
       bounds: [sentences + 1] where each begins in the column `text`.
-      firsts: [runs + 1] the first sentence of each run.
+      firsts: [runs] the first sentence of each run.
+      stops: [runs] the one after its last.
       documents: [documents + 1] where each begins in the column `text`.
     """
 
-    bounds: Int[np.ndarray, " _"]
-    firsts: Int[np.ndarray, " _"]
-    documents: Int[np.ndarray, " _"]
+    bounds: Integer[np.ndarray, " _"]
+    firsts: Integer[np.ndarray, " runs"]
+    stops: Integer[np.ndarray, " runs"]
+    documents: Integer[np.ndarray, " _"]
 
     def __len__(self) -> int:
-        return len(self.firsts) - 1
+        return len(self.firsts)
 
     def cuts(self, run: int) -> Int[np.ndarray, " _"]:
         """Where the sentences of a run begin, and where the last one ends."""
-        first, last = self.firsts[run : run + 2].tolist()
-        return self.bounds[first : last + 1].astype(np.int64)
+        return self.bounds[int(self.firsts[run]) : int(self.stops[run]) + 1].astype(np.int64)
 
     def sizes(self) -> Int[np.ndarray, " _"]:
         """[runs] tokens of each."""
-        return np.diff(self.bounds[self.firsts.astype(np.int64)]).astype(np.int64)
+        return (self.bounds[self.stops] - self.bounds[self.firsts]).astype(np.int64)
 
     def begins(self, start: int, stop: int) -> Int[np.ndarray, " _"]:
         """Where sentences begin in what is read from `start` to `stop`, counted from there."""
@@ -136,7 +137,7 @@ def _place(array: np.ndarray, value: int, side: str = "left") -> int:
     return int(np.searchsorted(array, array.dtype.type(max(value, 0)), side))
 
 
-def find_runs(store: Columns, sentences: str, room: int, short: float) -> Runs:
+def find_runs(store: Columns, sentences: str, room: int, short: float | int) -> Runs:
     """The runs of a store, cut where nobody did before.
 
     Args:
@@ -150,13 +151,17 @@ def find_runs(store: Columns, sentences: str, room: int, short: float) -> Runs:
     key = {"runs": FORMAT, "split": getattr(store, "split", ""), "sentences": sentences}
     key |= {"room": room, "short": float(short)}
     made = functools.partial(_cut, lengths, room, short)
-    found = kept_arrays(folder, key, ("bounds", "firsts"), made)
-    return Runs(found["bounds"], found["firsts"], np.asarray(text.offsets))
+    found = kept_arrays(folder, key, ("bounds", "firsts", "stops"), made)
+    return Runs(**found, documents=np.asarray(text.offsets))
 
 
-def _cut(lengths: Documents, room: int, short: float) -> dict[str, np.ndarray]:
-    """`bounds` and `firsts` of all documents."""
-    bounds, firsts = [np.zeros(1, np.uint64)], []
+def _cut(lengths: Documents, room: int, short: float | int) -> dict[str, np.ndarray]:
+    """All that `Runs` has but the documents."""
+    bounds, firsts, stops = (
+        [np.zeros(1, np.int64)],
+        [np.zeros(0, np.int64)],
+        [np.zeros(0, np.int64)],
+    )
     sentences = tokens = 0
     documents = len(lengths.offsets) - 1
     for start in range(0, documents, BLOCK):
@@ -168,11 +173,15 @@ def _cut(lengths: Documents, room: int, short: float) -> dict[str, np.ndarray]:
         sizes = lengths.slice(int(offsets[0]), int(offsets[-1])).astype(np.int64)
         sizes, counts = _halved(sizes, offsets - offsets[0], room // 2)
         ends = np.cumsum(sizes)
-        bounds.append((tokens + ends).astype(np.uint64))
-        firsts.append((sentences + _first_sentences(ends, counts, rooms)).astype(np.uint64))
-        sentences, tokens = sentences + len(sizes), tokens + int(ends[-1]) if len(ends) else tokens
-    firsts.append(np.array([sentences], np.uint64))
-    return {"bounds": np.concatenate(bounds), "firsts": np.concatenate(firsts)}
+        begins = _first_sentences(ends, counts, rooms)
+        after = np.append(begins, len(ends))[1:]
+        is_pair = ends[after - 1] - ends[begins] + sizes[begins] > 1  # one token is none
+        bounds.append(tokens + ends)
+        firsts.append(sentences + begins[is_pair])
+        stops.append(sentences + after[is_pair])
+        sentences, tokens = sentences + len(sizes), tokens + int(sizes.sum())
+    arrays = {"bounds": bounds, "firsts": firsts, "stops": stops}
+    return {name: np.concatenate(parts).astype(np.uint64) for name, parts in arrays.items()}
 
 
 def _halved(

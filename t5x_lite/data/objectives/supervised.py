@@ -26,6 +26,7 @@ from t5x_lite.data.objectives.base import (
     check_length,
 )
 from t5x_lite.data.objectives.records import TRIM, FromRecords, Records, check_too_long, framed
+from t5x_lite.data.task_metrics import TEXT
 from t5x_lite.data.token_store import Tokenizer
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import UserError
@@ -76,6 +77,7 @@ class TextToText(Objective):
 
     families: ClassVar[tuple[str, ...]] = (BOTH, DECODER)
     packings: ClassVar[tuple[str, ...]] = (BEST_FIT, NONE)
+    answers: ClassVar[str] = TEXT
     targets_length: int | None = None
     inputs_see: str = CAUSAL
     end_inputs: bool | None = None
