@@ -51,8 +51,8 @@ MEASURED = f"""\
   those of the batches that a turn gave, over its time. A batch is a dict of numpy arrays.
 - Warm-up: more than one pass over the corpus. At the start of each turn batches are thrown away for
   half a second, since a contender reads ahead while the other one is at work.
-- Threads: each side's own default in one process: t5x_lite two of Python's, seqio tf.data's.
-- 't5x_lite': Task.batches and iterate, as `t5x_lite train` reads them, tokens from ArrayRecord.
+- Threads: each side's own default in one process: t5x_lite one of Python's, seqio tf.data's.
+- 't5x_lite': Task.batches and iterate, as `t5x_lite train` reads them, tokens from one mapped file.
   Rows are windows of the stream of documents. '-best_fit': rows of whole documents.
 - 'seqio': a Task with tokens cached offline, in TFRecords of 64 shards as its own tool writes them,
   which it holds in memory after the first pass (as it does with less than 10,000 documents);

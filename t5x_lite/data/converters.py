@@ -86,15 +86,18 @@ def assemble(segments: Sequence[Segment], shapes: Shapes) -> Row:
     for side in SIDES:
         if side not in shapes:
             continue
-        lengths = np.array([len(segment[side]) for segment in segments])
-        total = int(lengths.sum())
+        sizes = [len(segment[side]) for segment in segments]
+        total = sum(sizes)
         (limit,), _ = shapes[side]
         if total > limit:
             raise ValueError(f"{total} positions in a row of {limit}")
         prefix = side.removesuffix("tokens")
-        begins = np.repeat(np.cumsum(lengths) - lengths, lengths)
-        row[f"{prefix}segments"][:total] = np.repeat(np.arange(1, len(lengths) + 1), lengths)
-        row[f"{prefix}positions"][:total] = np.arange(total) - begins
+        numbers, positions = row[f"{prefix}segments"], row[f"{prefix}positions"]
+        begin = 0
+        for number, size in enumerate(sizes, start=1):
+            end = begin + size
+            numbers[begin:end], positions[begin:end] = number, np.arange(size)
+            begin = end
     _fill(row, segments)
     return row
 

@@ -182,7 +182,7 @@ def iterate(
     host: int = 0,
     hosts: int = 1,
     prefetch: int = 8,
-    threads: int = 2,
+    threads: int = 1,
 ) -> Iterator[Row]:
     """Batches from `start_step` on, `prefetch` rows ahead in background threads. Resuming seeks.
 

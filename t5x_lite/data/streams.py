@@ -3,6 +3,7 @@
 import bisect
 import dataclasses
 import functools
+from collections.abc import Callable
 from typing import Protocol, runtime_checkable
 
 import numpy as np
@@ -33,7 +34,12 @@ class Piece:
     """Tokens in a row, and the document that each belongs to."""
 
     ids: np.ndarray  # [n] int32
-    documents: np.ndarray  # [n] int64
+    find_documents: Callable[[], np.ndarray]  # [n] int64; not all objectives ask
+
+    @functools.cached_property
+    def documents(self) -> np.ndarray:
+        """[n] the document of each token."""
+        return self.find_documents()
 
 
 class Stream:
@@ -69,7 +75,23 @@ class Stream:
         """Tokens start..stop-1, fewer where the stream ends before."""
         stop = min(stop, len(self))
         if start >= stop:
-            return Piece(np.zeros(0, np.int32), np.zeros(0, np.int64))
+            return Piece(np.zeros(0, np.int32), lambda: np.zeros(0, np.int64))
+        if not self._frame:
+            ids = self._documents.slice(start, stop)
+            return Piece(ids, lambda: self._owners(start, stop)[0])
+        numbers, begins, lengths = self._owners(start, stop)
+        first = int(numbers[0])
+        here = start - self._start(first)
+        rows = [
+            self._framed(a, b, here if n == 0 else 0, length + (here if n == 0 else 0))
+            for n, (a, b, length) in enumerate(
+                zip(begins[:-1], begins[1:], lengths.tolist(), strict=True)
+            )
+        ]
+        return Piece(np.concatenate(rows), lambda: numbers)
+
+    def _owners(self, start: int, stop: int) -> tuple[np.ndarray, list[int], np.ndarray]:
+        """The document of each token, where the documents begin, and how much of each is there."""
         # "right" steps over empty documents, which begin where the next one does
         if self._frame:
             places = range(self.documents + 1)
@@ -82,23 +104,13 @@ class Stream:
         begins = self._documents.offsets[first : last + 1].tolist()
         frames = np.arange(first, last + 1) * self._frame
         lengths = np.diff(np.clip(np.array(begins) + frames, start, stop))
-        numbers = np.repeat(np.arange(first, last), lengths)
-        if not self._frame:
-            return Piece(self._documents.slice(start, stop), numbers)
-        here = start - self._start(first)
-        rows = [
-            self._framed(a, b, here if n == 0 else 0, length + (here if n == 0 else 0))
-            for n, (a, b, length) in enumerate(
-                zip(begins[:-1], begins[1:], lengths.tolist(), strict=True)
-            )
-        ]
-        return Piece(np.concatenate(rows), numbers)
+        return np.repeat(np.arange(first, last), lengths), begins, lengths
 
     def read_document(self, document: int, start: int, stop: int) -> Piece:
         """Tokens start..stop-1 of one document, its frame included."""
         begin, end = self._documents.offsets[document : document + 2].tolist()
         ids = self._framed(begin, end, start, min(stop, end - begin + self._frame))
-        return Piece(ids, np.full(len(ids), document))
+        return Piece(ids, lambda: np.full(len(ids), document))
 
     def _framed(self, begin: int, end: int, start: int, stop: int) -> np.ndarray:
         """Tokens start..stop-1 of the document that lies from begin to end, frame included."""

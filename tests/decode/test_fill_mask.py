@@ -7,6 +7,8 @@ from t5x_lite import losses
 from t5x_lite.decode.fill_mask import fill_mask, mask_positions
 from t5x_lite.decode.prompts import right_pad
 from t5x_lite.errors import UserError
+from t5x_lite.nn.presets.paired import paired
+from t5x_lite.nn.transformer import Transformer
 
 MASK = 6
 ROWS = [[4, MASK, 9, 33, MASK, MASK, 5], [4, 80, MASK, 5]]
@@ -30,6 +32,18 @@ def test_candidates_are_the_likeliest_ids_of_each_mask(tiny):
                 assert result.ids_BMK[i, m].tolist() == best
                 expected = logits[t, best] - np.logaddexp.reduce(logits[t])
                 np.testing.assert_allclose(result.logprobs_BMK[i, m], expected, atol=2e-5)
+
+
+def test_a_head_for_pairs_of_texts_fills_masks_too(tiny):
+    model, params = tiny("bert")
+    both = Transformer(paired(model.config))
+    eye = {"kernel": np.eye(model.config.width), "bias": np.zeros(model.config.width)}
+    pairs = {"kernel": np.zeros((model.config.width, 2)), "bias": np.zeros(2)}
+    head = params["head"] | jax.tree.map(np.float32, {"pooler": eye, "pairs": pairs})
+    batch = right_pad(ROWS)
+    found = fill_mask(both, {**params, "head": head}, batch, MASK)
+    expected = fill_mask(model, params, batch, MASK)
+    jax.tree.map(np.testing.assert_array_equal, found, expected)
 
 
 def test_masks_are_counted_up_to_a_power_of_two():
