@@ -15,6 +15,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -149,7 +150,7 @@ def _written(shards: Sequence[Shard], workers: int) -> Iterator[Shard]:
     # Spawned: the parent may hold threads of JAX, which don't survive a fork.
     context = multiprocessing.get_context("spawn")
     pool = concurrent.futures.ProcessPoolExecutor(
-        workers, mp_context=context, initializer=_ignore_interrupt
+        workers, mp_context=context, initializer=_follow, initargs=(os.getpid(),)
     )
     with pool:
         futures = {pool.submit(_write, shard): shard for shard in shards}
@@ -166,8 +167,16 @@ def _written(shards: Sequence[Shard], workers: int) -> Iterator[Shard]:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _ignore_interrupt() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
+def _follow(parent: int) -> None:
+    """Ctrl-C is the parent's to handle. Killed, it leaves no worker that writes beside the next."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _write(shard: Shard) -> None:

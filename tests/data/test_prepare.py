@@ -2,7 +2,9 @@ import dataclasses
 import io
 import json
 import os
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -370,3 +372,32 @@ def test_broken_records_are_counted_where_they_are_to_be_skipped(byte_task, tmp_
     assert "skipped 3 broken records" in text
     assert f"{file}, line 5 has no field 'text' (it has other)" in text
     assert sum(map(len, documents(lenient).values())) == 30
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="signals are Unix's")
+def test_a_killed_parent_leaves_no_worker(tmp_path):
+    """Workers that a kill left behind would write the shards of the run that goes on."""
+    program = (
+        "import multiprocessing, os, signal, sys, time\n"
+        "from t5x_lite.data.prepare import _follow\n"
+        "if __name__ == '__main__':\n"
+        "    context = multiprocessing.get_context('spawn')\n"
+        "    pool = context.Pool(1, _follow, (os.getpid(),))\n"
+        "    print(pool.apply(os.getpid), flush=True)\n"
+        "    pool.apply_async(time.sleep, (60,))\n    time.sleep(1)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+    )
+    (tmp_path / "parent.py").write_text(program)
+    command = [sys.executable, str(tmp_path / "parent.py")]
+    env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env, check=False)
+    worker = int(run.stdout)
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline:
+        try:
+            os.kill(worker, 0)
+        except ProcessLookupError:
+            return
+        time.sleep(0.1)
+    os.kill(worker, 9)
+    pytest.fail("the worker lives on")
