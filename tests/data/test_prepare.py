@@ -390,8 +390,10 @@ def test_a_killed_parent_leaves_no_worker(tmp_path):
     (tmp_path / "parent.py").write_text(program)
     command = [sys.executable, str(tmp_path / "parent.py")]
     env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
-    run = subprocess.run(command, stdout=subprocess.PIPE, text=True, env=env, check=False)
-    worker = int(run.stdout)
+    # A file: a pipe would be waited for until the worker, which has it too, ends.
+    with (tmp_path / "out").open("w") as out:
+        subprocess.run(command, stdout=out, env=env, check=False)
+    worker = int((tmp_path / "out").read_text())
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         try:
