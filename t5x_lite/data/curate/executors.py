@@ -154,6 +154,9 @@ def _watched(stage: Stage, advance: Advance) -> Iterator[None]:
     shutil.rmtree(stage.running, ignore_errors=True)
     stage.running.mkdir(parents=True)
     stop, killed = threading.Event(), threading.Event()
+    # A job in the background is started with SIGINT ignored: nothing would end the wait then.
+    is_main = threading.current_thread() is threading.main_thread()
+    before = signal.signal(signal.SIGINT, signal.default_int_handler) if is_main else None
 
     def watch() -> None:
         while not stop.wait(POLL_SECONDS):
@@ -178,6 +181,8 @@ def _watched(stage: Stage, advance: Advance) -> Iterator[None]:
     finally:
         stop.set()
         thread.join()
+        if before is not None:
+            signal.signal(signal.SIGINT, before)
 
 
 def _was_killed(running: Path) -> bool:
