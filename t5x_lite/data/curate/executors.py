@@ -91,7 +91,9 @@ class Local(Executor):
         import multiprocess
         from datatrove.executor import LocalPipelineExecutor
 
-        # so that each stage's workers are forked from a process that has imported what they need
+        # Also for what datatrove starts by the default way: a fork of a process with JAX's threads
+        # may never return. Workers are forked from a process that has imported what they need.
+        multiprocess.set_start_method("forkserver", force=True)
         multiprocess.set_forkserver_preload(PRELOADED)
         workers = self.workers or os.cpu_count() or 1
         for stage in stages:
