@@ -255,7 +255,8 @@ def test_what_a_run_stores_describes_the_same_run(name, tmp_path):
 
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_says_how_to_run_it_and_what_came_out(name):
-    head = "".join(line for line in (cli.CONFIGS / name).open() if line.startswith("#"))
+    lines = (cli.CONFIGS / name).read_text().splitlines()
+    head = "\n".join(line for line in lines if line.startswith("#"))
     assert f"t5x_lite train --gin_file {name}" in head
     assert "ot run" in head or "measured" in head.lower()
 
@@ -295,7 +296,8 @@ def test_a_curation_builds_its_rules_for_any_text(name):
 
 @pytest.mark.parametrize("name", CURATIONS)
 def test_a_curation_says_how_to_run_it_and_what_came_out(name):
-    head = "".join(line for line in (cli.CONFIGS / name).open() if line.startswith("#"))
+    lines = (cli.CONFIGS / name).read_text().splitlines()
+    head = "\n".join(line for line in lines if line.startswith("#"))
     assert f"t5x_lite data curate --gin_file {name}" in head
     assert "measured" in head.lower()
 

@@ -372,7 +372,8 @@ def test_a_run_of_ones_own_goes_out_and_comes_back(trained):
 
 
 def losses(model_dir):
-    rows = [json.loads(line) for line in (pathlib.Path(model_dir) / "metrics.jsonl").open()]
+    lines = (pathlib.Path(model_dir) / "metrics.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
     return [row["loss"] for row in rows if "loss" in row]
 
 

@@ -221,7 +221,7 @@ def test_near_duplicates_are_datatrove_s(corpus, run, tmp_path):
             yield document
 
     def read(data, rank, world_size):
-        for line in (tmp_path / "corpus" / f"{rank}.jsonl").open():
+        for line in (tmp_path / "corpus" / f"{rank}.jsonl").read_text().splitlines():
             yield Document(json.loads(line)["text"], id="")
 
     for name, pipeline, tasks in (
