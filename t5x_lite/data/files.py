@@ -3,7 +3,6 @@
 import contextlib
 import json
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,24 +27,6 @@ def disk_errors(path: Path) -> Iterator[None]:
         raise UserError(
             f"can't write {path}: {why}; free space or bind data_dir elsewhere."
         ) from error
-
-
-@contextlib.contextmanager
-def new_folder(target: Path) -> Iterator[Path]:
-    """A folder to fill, which becomes `target` when the block ends well and goes when it doesn't.
-
-    Hold `lock` around it: the folder beside has one name, so that a killed run leaves at most one.
-    """
-    beside = target.with_name(target.name + ".partial")
-    with disk_errors(target):
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-        try:
-            yield beside
-            os.replace(beside, target)
-        except BaseException:
-            shutil.rmtree(beside, ignore_errors=True)
-            raise
 
 
 def write_file(target: Path, content: bytes) -> None:

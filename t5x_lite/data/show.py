@@ -16,6 +16,7 @@ from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import UserError
 
 SEGMENT_STYLES = ("cyan", "yellow")  # neighbours are told apart
+COLUMNS = ("segments", "positions", "tokens", "prefix", "token_types", "targets", "weights")
 PIECES = ("tokens", "targets")  # shown as ids and as text
 
 
@@ -98,7 +99,7 @@ def _show_side(
     heading = f"{title}: {what}{used} of {len(segments)} positions{weighted}"
     console.print(f"\n[bold]{heading}[/bold]", highlight=False)
     console.print(_text(row, prefix, vocabulary, used), soft_wrap=True)
-    columns = [name for name in _columns(row, prefix) if f"{prefix}{name}" in row]
+    columns = [name for name in COLUMNS if f"{prefix}{name}" in row]
     table = Table(box=None, pad_edge=False, header_style="dim")
     table.add_column("", justify="right")
     for name in columns:
@@ -110,11 +111,6 @@ def _show_side(
     console.print(table)
     if tokens and used > tokens:
         console.print(f"… {used - tokens} more: --tokens 0 shows all", style="dim")
-
-
-def _columns(row: Row, prefix: str) -> list[str]:
-    named = ["segments", "positions", "tokens", "prefix", "token_types", "targets", "weights"]
-    return [name for name in named if f"{prefix}{name}" in row]
 
 
 def _cells(

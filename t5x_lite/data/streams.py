@@ -67,10 +67,6 @@ class Stream:
     def _start(self, document: int) -> int:
         return int(self._documents.offsets[document]) + document * self._frame
 
-    def length(self, document: int) -> int:
-        """Tokens of a document, its frame included."""
-        return self._start(document + 1) - self._start(document)
-
     def read(self, start: int, stop: int) -> Piece:
         """Tokens start..stop-1, fewer where the stream ends before."""
         stop = min(stop, len(self))

@@ -30,30 +30,11 @@ from t5x_lite.data.sources import (
     lines,
 )
 from t5x_lite.errors import UserError
-
-
-def read(source):
-    """All records with their places, and the errors of what was skipped."""
-    errors = []
-
-    def on_broken(error):
-        if source.broken == "error":
-            raise error
-        errors.append(str(error))
-
-    found = [pair for part in source.parts() for pair in source.records(part, on_broken)]
-    return found, errors
+from tests.data.reading import read, refusal
 
 
 def texts(source):
     return [record["text"] for record, _ in read(source)[0]]
-
-
-def refusal(source):
-    with pytest.raises(UserError) as caught:
-        read(source)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 @pytest.fixture

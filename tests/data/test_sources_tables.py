@@ -17,30 +17,7 @@ from pyarrow import parquet
 
 from t5x_lite.data.sources import TFDS, HuggingFace, Parquet, Table, Text, base, values
 from t5x_lite.errors import UserError
-
-
-def read(source):
-    errors = []
-
-    def on_broken(error):
-        if source.broken == "error":
-            raise error
-        errors.append(str(error))
-
-    found = [pair for part in source.parts() for pair in source.records(part, on_broken)]
-    return found, errors
-
-
-def records(source):
-    return [record for record, _ in read(source)[0]]
-
-
-def refusal(source):
-    with pytest.raises(UserError) as caught:
-        read(source)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
+from tests.data.reading import read, records, refusal
 
 ROWS = [
     {"text": f"é {number} " * (number % 7), "n": number, "tags": ["a", None]}

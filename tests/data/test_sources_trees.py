@@ -11,30 +11,7 @@ import pytest
 
 from t5x_lite.data.sources import Checkout, Html, Warc, base, corpus
 from t5x_lite.errors import UserError
-
-
-def read(source):
-    errors = []
-
-    def on_broken(error):
-        if source.broken == "error":
-            raise error
-        errors.append(str(error))
-
-    found = [pair for part in source.parts() for pair in source.records(part, on_broken)]
-    return found, errors
-
-
-def records(source):
-    return [record for record, _ in read(source)[0]]
-
-
-def refusal(source):
-    with pytest.raises(UserError) as caught:
-        read(source)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
-
+from tests.data.reading import read, records, refusal
 
 # --- source code ---------------------------------------------------------------------------------
 
