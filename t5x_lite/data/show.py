@@ -1,5 +1,7 @@
 """Rows as a model sees them, for people: the look that finds most bugs in data."""
 
+import itertools
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -157,10 +159,8 @@ def list_data(configs: Path, data_dir: str = "data", console: Console | None = N
     """
     console = console or Console()
     table = Table("task file", "what it is", box=None, pad_edge=False)
-    for path in sorted((configs / "tasks").glob("*.gin")):
-        lines = path.read_text(encoding="utf-8").splitlines()
-        about = [line.lstrip("# ") for line in lines if line.startswith("#")]
-        table.add_row(f"tasks/{path.name}", about[0] if about else "")
+    for path in sorted((configs / "tasks").rglob("*.gin")):
+        table.add_row(path.relative_to(configs).as_posix(), _first_sentence(path))
     console.print(table)
     prepared = sorted(Path(data_dir).glob("*/text/made_from.json"))
     if not prepared:
@@ -171,6 +171,14 @@ def list_data(configs: Path, data_dir: str = "data", console: Console | None = N
         table.add_row(*_prepared(path.parent.parent))
     console.print()
     console.print(table)
+
+
+def _first_sentence(path: Path) -> str:
+    """Of the comment that a gin file opens with, without its references."""
+    lines = path.read_text(encoding="utf-8").splitlines()
+    comment = itertools.takewhile(lambda line: line.startswith("#"), lines)
+    text = " ".join(line.lstrip("# ") for line in comment)
+    return re.split(r" \(|[:.] ", text)[0].removesuffix(".")
 
 
 def _prepared(folder: Path) -> list[str]:

@@ -1,5 +1,6 @@
 import dataclasses
 import io
+import re
 
 import numpy as np
 import pytest
@@ -70,12 +71,15 @@ def test_numbers_out_of_range_are_refused(prepared):
 
 def test_what_is_shipped_and_what_is_prepared_are_listed(prepared, tmp_path):
     (tmp_path / "tasks").mkdir()
-    (tmp_path / "tasks" / "mine.gin").write_text("# Predict it.\n# More.\nX = 1\n")
+    (tmp_path / "tasks" / "mine.gin").write_text("# Predict\n# it. More.\nX = 1\n# no\n")
+    (tmp_path / "tasks" / "more").mkdir()
+    (tmp_path / "tasks" / "more" / "two.gin").write_text("X = 1\n")
     console = Console(file=io.StringIO(), width=120)
     list_data(tmp_path, prepared.data_dir, console)
     text = console.file.getvalue()
     assert "tasks/mine.gin" in text
-    assert "Predict it." in text
+    assert "Predict it\n" in re.sub(" +\n", "\n", text)
+    assert "tasks/more/two.gin" in text
     tokens = sum(prepared.store(s).lengths("text").sum() for s in ("train", "validation"))
     assert f"{tokens:,} (363)" in text
     list_data(tmp_path, str(tmp_path / "none"), console)
