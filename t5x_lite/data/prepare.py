@@ -232,6 +232,8 @@ def _ensure_text(task: Task, report: _Report, workers: int) -> TextStore:
     _write_text(task, report, workers)
     text = TextStore.open(task.folder, task.text_config)
     report.say(f"text: {_counts(text)}, {time.monotonic() - started:.1f} s")
+    if left := task.source.left_out():
+        report.say("left out: " + ", ".join(f"{n:,} {reason}" for reason, n in left.items()))
     if skipped := text.made_from["skipped"]:
         report.say(f"skipped {skipped:,} broken records: {'; '.join(text.made_from['broken'])}")
     return text

@@ -170,8 +170,8 @@ def kept(record: Record, names: Sequence[str], place: Place) -> Fields:
     if missing:
         has = ", ".join(sorted(record)[:8]) or "none"
         raise UserError(
-            f"{place} has no field {missing[0]!r} (it has {has}); rename one with "
-            f"preprocessors.Rename, or choose another objective."
+            f"{place} has no field {missing[0]!r} (it has {has}); bind corpus.field for a text, "
+            f"rename others with preprocessors.Rename, or choose another objective."
         )
     return {name: _text(record[name], name, place) for name in names}
 
@@ -200,7 +200,8 @@ class _Tally:
 
     def skip(self, error: UserError) -> None:
         self.skipped += 1
-        self.broken = [*self.broken, str(error)][:3]
+        if len(self.broken) < 3:
+            self.broken.append(str(error))
 
     def add(self, encoded: Mapping[str, bytes], split: str | None, threshold: int) -> str:
         content = b"\0".join(encoded.values())

@@ -12,7 +12,7 @@ import pytest
 from rich.console import Console
 
 from t5x_lite.data.prepare import prepare, train_tokenizer
-from t5x_lite.data.sources import JsonLines, Text
+from t5x_lite.data.sources import Checkout, JsonLines, Text
 from t5x_lite.data.text_store import TextShard, TextStore
 from t5x_lite.data.token_store import TokenShard
 from t5x_lite.data.vocabularies import ByteVocabulary, SentencePiece
@@ -403,3 +403,13 @@ def test_a_killed_parent_leaves_no_worker(tmp_path):
         time.sleep(0.1)
     os.kill(worker, 9)
     pytest.fail("the worker lives on")
+
+
+def test_what_a_tree_has_beside_text_is_counted(byte_task, tmp_path):
+    tree = tmp_path / "tree"
+    tree.mkdir()
+    for n in range(20):
+        (tree / f"{n}.py").write_text(f"x = {n}\n")
+    (tree / "picture.bin").write_bytes(b"\0\1")
+    text = said(prepare, dataclasses.replace(byte_task, source=Checkout(str(tree))))
+    assert "left out: 1 binary" in text
