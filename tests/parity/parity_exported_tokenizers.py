@@ -49,7 +49,8 @@ KINDS = ["bytes", "bpe", "bpe of letters", "unigram", "unigram of letters", "uni
 def prose():
     """The repository's documents: as many characters as tokens of a larger vocabulary need."""
     folder = pathlib.Path(__file__).parents[2] / "docs"
-    return [line for path in sorted(folder.glob("*.md")) for line in path.open(encoding="utf-8")]
+    texts = [path.read_text("utf-8") for path in sorted(folder.glob("*.md"))]
+    return "".join(texts).splitlines(keepends=True)
 
 
 @functools.cache
