@@ -17,7 +17,7 @@ Shapes = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 # What positions each side of a row has; both of an encoder-decoder's have their own segments.
 SIDES = ("tokens", "encoder_tokens")
-# One value a row, not one a position: such rows hold one example.
+# One value a row, not one a position: that of its only example that has one.
 ROWWISE = ("labels", "label_weights", "spans")
 
 
@@ -105,8 +105,8 @@ def assemble(segments: Sequence[Segment], shapes: Shapes) -> Row:
 def _fill(row: Row, segments: Sequence[Segment]) -> None:
     for name in segments[0] if segments else ():
         if name in ROWWISE:
-            if len(segments) > 1:
-                raise ValueError(f"{len(segments)} examples with {name} in one row")
+            if (count := sum(name in segment for segment in segments)) > 1:
+                raise ValueError(f"{count} examples with {name} in one row")
             row[name][...] = segments[0][name]
             continue
         values = [segment[name] for segment in segments]

@@ -140,9 +140,12 @@ class OneEach:
         return [row]
 
 
-def kept(folder: Path | None, key: Mapping[str, Any], make: Callable[[], Plan]) -> Plan:
+def kept(
+    folder: Path | None, key: Mapping[str, Any], make: Callable[[], Plan], kind: type[Plan] = Plan
+) -> Plan:
     """The plan of `key`, made where it isn't in `folder` yet; mapped into memory, not read."""
-    return Plan(**kept_arrays(folder, key, ("order", "starts"), lambda: vars(make())))
+    names = [field.name for field in dataclasses.fields(kind)]
+    return kind(**kept_arrays(folder, key, names, lambda: vars(make())))
 
 
 def kept_arrays(

@@ -152,50 +152,41 @@ class Batches:
         task = self.tasks[0]
         return task.row(0, number) if number < task.count() else empty_row(task.shapes)
 
-    def dataset(self, host: int = 0, hosts: int = 1) -> Any:
-        """The Grain `MapDataset` of batches, or of one host's rows of each.
-
-        Raises:
-          UserError: rows that don't divide among the hosts.
-        """
+    def dataset(self, rows: Sequence[int] | None = None) -> Any:
+        """The Grain `MapDataset` of batches, or of some rows of each: those that one host needs."""
         import grain
 
-        if self.batch_size % hosts:
-            raise UserError(
-                f"batch_size={self.batch_size} isn't a multiple of {hosts} hosts; "
-                f"try {-(-self.batch_size // hosts) * hosts}."
-            )
-        own, size = self.batch_size // hosts, self.batch_size
+        size = self.batch_size
+        rows = range(size) if rows is None else rows
+        if not rows or not all(0 <= row < size for row in rows):
+            raise ValueError(f"rows {rows} of a batch of {size}")
         batches = FOR_EVER // size if self.is_endless else len(self)
 
         def row(place: int) -> Row:
-            step, mine = divmod(place, own)
-            return self.row(step * size + host * own + mine)
+            step, mine = divmod(place, len(rows))
+            return self.row(step * size + rows[mine])
 
-        return grain.MapDataset.range(batches * own).map(row).batch(own)
+        return grain.MapDataset.range(batches * len(rows)).map(row).batch(len(rows))
 
 
 def iterate(
     batches: Batches,
     start_step: int = 0,
     *,
-    host: int = 0,
-    hosts: int = 1,
+    rows: Sequence[int] | None = None,
     prefetch: int = 8,
     threads: int = 1,
 ) -> Iterator[Row]:
     """Batches from `start_step` on, `prefetch` rows ahead in background threads. Resuming seeks.
 
-    The order is that of the steps, whatever the number of threads. Of several hosts, each gets its
-    own rows of every batch: concatenated in the hosts' order they are the whole.
+    The order is that of the steps, whatever the number of threads. With `rows`, only those of every
+    batch are read, in that order: what one of several hosts needs.
     """
     import grain
 
     if prefetch < 1 or threads < 1:
         raise UserError(f"prefetch={prefetch} and threads={threads} must be at least 1.")
-    if not 0 <= host < hosts:
-        raise UserError(f"host={host} isn't one of {hosts}; count from 0.")
     options = grain.ReadOptions(num_threads=threads, prefetch_buffer_size=prefetch)
     first = start_step - batches.origin.step
-    remaining = batches.dataset(host, hosts).slice(slice(first, None))
+    remaining = batches.dataset(rows).slice(slice(first, None))
     yield from remaining.to_iter_dataset(options)

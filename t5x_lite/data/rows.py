@@ -13,13 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from t5x_lite.data.converters import SIDES, Row, Shapes, assemble
-from t5x_lite.data.objectives.base import BEST_FIT, Examples, Sides
+from t5x_lite.data.converters import ROWWISE, SIDES, Row, Segment, Shapes, assemble
+from t5x_lite.data.filling import CutPlan, Span
+from t5x_lite.data.objectives.base import BEST_FIT, CutAnew, Examples, Sides
 from t5x_lite.data.packing import OneEach, Plan, best_fit, kept
 from t5x_lite.errors import UserError
 
 MAX_ROWS = 2**32 - 1  # the index permutation works on 32 bits
-FORMAT = 1  # of plans
+FORMAT = 2  # of what plans and noise a seed gives: others are other data to a checkpoint
 UNUSED = np.random.default_rng(0)  # for examples without noise: a generator takes time to make
 
 
@@ -57,6 +58,7 @@ class Rows:
         self._plans: dict[int, Plan | OneEach] = {}
         self._firsts = [0]  # of each epoch that was reached, its first row
         self._lock = threading.RLock()  # batches are read ahead by several threads
+        self._generators = threading.local()
 
     @functools.cached_property
     def examples(self) -> Examples:
@@ -84,8 +86,12 @@ class Rows:
             key = {"format": FORMAT, "room": room, "packing": self._packing, **self._key()}
             if not examples.are_sizes_fixed:
                 key |= {"seed": self._seed, "epoch": epoch}
-            sizes = functools.partial(examples.sizes, lambda index: self._noise(epoch, index))
-            plan = kept(self._folder(), key, lambda: best_fit(sizes(), room))
+            noise_of = functools.partial(self._noise, epoch)
+            if isinstance(examples, CutAnew):
+                make, kind = functools.partial(examples.plan, noise_of, room), CutPlan
+            else:
+                make, kind = lambda: best_fit(examples.sizes(noise_of), room), Plan
+            plan = kept(self._folder(), key, make, kind)
         else:
             plan = OneEach(len(examples))
         if not 0 < len(plan) <= MAX_ROWS:
@@ -146,12 +152,32 @@ class Rows:
         for example in self.plan(epoch).members(index):
             noise = self._noise(epoch, example) if examples.is_noisy else UNUSED
             segments += examples.segments(example, noise)
+        if len(segments) > 1 and not segments[0].keys().isdisjoint(ROWWISE):
+            segments = self._with_one_label(segments, epoch, index)
         return assemble(segments, self.shapes)
 
-    def _noise(self, epoch: int, example: int) -> np.random.Generator:
-        # Counter-based, so that it begins anywhere at once (Salmon et al. 2011).
-        counter = np.array([0, 0, example, epoch], np.uint64)
-        return np.random.Generator(np.random.Philox(counter=counter, key=self._noise_key))
+    def _with_one_label(self, segments: list[Segment], epoch: int, index: int) -> list[Segment]:
+        """One is drawn to come first: the row has its label, and none of the others'."""
+        first = int(self._generator(epoch, index, of_row=True).integers(len(segments)))
+        plain = [{n: v for n, v in s.items() if n not in ROWWISE} for s in segments]
+        return [segments[first], *plain[:first], *plain[first + 1 :]]
+
+    def _noise(self, epoch: int, example: int | Span) -> np.random.Generator:
+        if isinstance(example, Span):
+            example = example.start
+        return self._generator(epoch, example)
+
+    def _generator(self, epoch: int, number: int, of_row: bool = False) -> np.random.Generator:
+        """The noise of an example or a row, valid until the thread asks for the next one."""
+        # Counter-based, so that it begins anywhere at once (Salmon et al. 2011). A thread has one,
+        # which is set to where it should begin: making one takes as long as drawing from it.
+        own = self._generators
+        if not hasattr(own, "generator"):
+            own.generator = np.random.Generator(np.random.Philox(key=self._noise_key))
+            own.state = own.generator.bit_generator.state
+        own.state["state"]["counter"] = np.array([0, of_row, number, epoch], np.uint64)
+        own.generator.bit_generator.state = own.state
+        return own.generator
 
 
 def hash32(seed: int, name: str) -> int:

@@ -55,6 +55,7 @@ class Stream:
         self._before = np.array(before, np.int32)
         self._after = np.array(after, np.int32)
         self._frame = len(before) + len(after)
+        self._length = self._start(self.documents)
 
     @property
     def documents(self) -> int:
@@ -62,7 +63,12 @@ class Stream:
         return len(self._documents.offsets) - 1
 
     def __len__(self) -> int:
-        return self._start(self.documents)
+        return self._length
+
+    def bounds(self) -> np.ndarray:
+        """[documents + 1] int64: where each begins, and where the last one ends."""
+        offsets = self._documents.offsets
+        return offsets.astype(np.int64) + np.arange(len(offsets)) * self._frame
 
     def _start(self, document: int) -> int:
         return int(self._documents.offsets[document]) + document * self._frame
@@ -118,6 +124,8 @@ class Stream:
         if stop > before + length:
             past = before + length
             parts.append(self._after[max(start - past, 0) : stop - past])
+        if len(parts) == 1:
+            return parts[0]
         return np.concatenate(parts) if parts else self._before[:0]
 
 
@@ -235,25 +243,3 @@ class RoomyParts(Documentwise):
 
     def _document(self, index: int) -> int:
         return int(np.searchsorted(self._firsts, index, side="right")) - 1
-
-
-@dataclasses.dataclass(frozen=True)
-class FineParts(RoomyParts):
-    """`Documentwise`, but a document longer than `width` is cut every `part` tokens, so that rows
-    whose examples turn out smaller than the largest can be filled up with its parts.
-    """
-
-    part: int = 1
-
-    @functools.cached_property
-    def _firsts(self) -> np.ndarray:
-        """As in `Documentwise`."""
-        counts = np.where(
-            self._totals > self.width, -(-self._totals // self.part), np.minimum(self._totals, 1)
-        )
-        return np.concatenate([np.zeros(1, np.int64), np.cumsum(counts)])
-
-    @functools.cached_property
-    def _steps(self) -> np.ndarray:
-        """As in `RoomyParts`."""
-        return np.where(self._totals > self.width, self.part, self.width)

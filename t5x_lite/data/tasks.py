@@ -13,7 +13,7 @@ from t5x_lite.data.converters import Shapes
 from t5x_lite.data.objectives.base import Examples, Objective, Sides
 from t5x_lite.data.pipeline import Batches, Origin
 from t5x_lite.data.preprocessors import Preprocessor
-from t5x_lite.data.rows import Rows
+from t5x_lite.data.rows import FORMAT, Rows
 from t5x_lite.data.sources import Source
 from t5x_lite.data.task_metrics import Metric, check_metrics
 from t5x_lite.data.text_store import SPLITS, Fields, TextStore
@@ -258,6 +258,7 @@ class Task(Trainable):
         """As in `Trainable`."""
         store = self.store(split)
         return {
+            "format": FORMAT,
             "task": self.name,
             "split": split,
             "data": store.digest,

@@ -12,7 +12,6 @@ from t5x_lite.data.objectives import CausalLM, MaskedLM, SpanCorruption
 from t5x_lite.data.pipeline import Batches, Origin, iterate
 from t5x_lite.data.rows import Rows
 from t5x_lite.data.vocabularies import ByteVocabulary
-from t5x_lite.errors import UserError
 
 VOCABULARY = ByteVocabulary(100)
 OBJECTIVES = [
@@ -78,8 +77,8 @@ def test_any_hosts_threads_and_kill_point_give_the_same_batches(
 
     def read(first, count, hosts):
         readers = [
-            iterate(batches, first, host=host, hosts=hosts, threads=threads, prefetch=3)
-            for host in range(hosts)
+            iterate(batches, first, rows=rows.tolist(), threads=threads, prefetch=3)
+            for rows in np.array_split(np.arange(batch_size), hosts)
         ]
         for _ in range(count):
             parts = [next(reader) for reader in readers]
@@ -177,9 +176,10 @@ def test_another_origin_goes_on_where_the_cursors_stand(in_memory):
         later[4]
 
 
-def test_rows_that_cannot_be_shared_out_are_refused(in_memory):
+def test_a_host_may_need_any_rows_of_a_batch(in_memory):
     batches = endless([rows_of(documents(in_memory, [9, 14]), CausalLM())], 6)
-    with pytest.raises(UserError, match="batch_size=6 isn't a multiple of 4 hosts; try 8"):
-        next(iterate(batches, hosts=4))
-    with pytest.raises(UserError, match="host=2 isn't one of 2"):
-        next(iterate(batches, host=2, hosts=2))
+    reader = iterate(batches, 3, rows=[0, 1, 4])
+    for step in (3, 4):
+        assert_same(next(reader), {name: x[[0, 1, 4]] for name, x in batches[step].items()})
+    with pytest.raises(ValueError, match="of a batch of 6"):
+        next(iterate(batches, rows=[5, 6]))

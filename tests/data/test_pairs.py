@@ -59,7 +59,8 @@ def random_corpus(documents=40, sentences=9, longest=12, seed=0):
     return Corpus([rng.integers(1, longest, n).tolist() for n in shapes])
 
 
-def rows_of(objective, corpus, length, seed=0):
+def rows_of(objective, corpus, length, seed=0, packing="none"):
+    objective = dataclasses.replace(objective, packing=packing)
     sides = objective.sides(length)
     return Rows(
         lambda: objective.examples(corpus, corpus.vocabulary, sides),
@@ -115,7 +116,7 @@ def every(rows, epoch=0):
 
 def sizes_of(rows):
     """Tokens of each pair, without the frame."""
-    return rows.examples.sizes(np.random.default_rng)[:, 0] - 3
+    return rows.examples.sizes(lambda index: rows._noise(0, index))[:, 0] - 3
 
 
 corpora = st.lists(st.lists(st.integers(0, 30), max_size=12), min_size=1, max_size=12)
@@ -274,6 +275,54 @@ def test_two_seps_and_one_type_where_the_vocabulary_has_them_so():
     assert not row["token_types"].any()
 
 
+@settings(max_examples=15, deadline=None)
+@given(
+    documents=corpora,
+    length=st.integers(8, 60),
+    pairs=st.sampled_from([NextSentence(), SentenceOrder()]),
+    epoch=st.integers(0, 2),
+)
+def test_pairs_that_share_a_row_are_what_they_are_alone(documents, length, pairs, epoch):
+    corpus = Corpus([*documents, [3], [2, 2]])
+    alone = rows_of(MaskedPairs(pairs=pairs), corpus, length)
+    packed = rows_of(MaskedPairs(pairs=pairs), corpus, length, packing="best_fit")
+    found = []
+    for number in range(packed.count(epoch)):
+        row, members = packed.row(epoch, number), packed.plan(epoch).members(number)
+        assert row["segments"].max() == len(members)
+        for segment in range(1, len(members) + 1):
+            mine = row["segments"] == segment
+            own = {name: row[name][mine].tolist() for name in SEGMENT}
+            example = next(m for m in members if own == one(alone.row(epoch, m)))
+            members.remove(example)
+            found.append(example)
+            if segment == 1:
+                assert row["labels"] == alone.row(epoch, example)["labels"]
+                assert row["label_weights"] == 1
+    assert sorted(found) == list(range(len(alone.examples)))
+
+
+SEGMENT = ("tokens", "targets", "weights", "positions", "token_types")
+
+
+def one(row):
+    mine = row["segments"] == 1
+    return {name: row[name][mine].tolist() for name in SEGMENT}
+
+
+def test_each_of_the_pairs_in_a_row_is_asked_at_some_time():
+    corpus = Corpus([[2, 2]] * 12)
+    rows = rows_of(MaskedPairs(pairs=SentenceOrder(0), short=0), corpus, 28, packing="best_fit")
+    assert rows.count() == 3, "four of 7 positions in each"
+    firsts = np.array(
+        [[rows.row(epoch, n)["targets"][1] for n in range(3)] for epoch in range(400)]
+    )
+    for column in firsts.T:
+        counts = np.unique(column, return_counts=True)[1]
+        assert len(counts) == 4
+        assert abs(counts - 100).max() < 5 * np.sqrt(100 * 3 / 4)
+
+
 def of_text(*texts, between=sentences.LINES):
     rows = Sentences(between).tokenize([{"text": text} for text in texts], BYTES)
     return [(BYTES.decode(ids), sizes) for ids, sizes in rows]
@@ -345,6 +394,7 @@ def test_a_task_keeps_where_it_is_cut(prepared, quiet, monkeypatch):
         (lambda: MaskedPairs(short=2), "short=2 must lie"),
         (lambda: MaskedPairs(sentences="("), r"sentences='\(' isn't a pattern"),
         (lambda: MaskedPairs(choose="letters"), "choose='letters' is unknown"),
+        (lambda: MaskedPairs(packing="split"), "packing='split' is unknown"),
         (lambda: MaskedPairs().sides(7), "length=7 is too small"),
         (lambda: MaskedPairs().for_family("decoder-only"), "encoder-only"),
         (lambda: rows_of(MaskedPairs(), Corpus([[3, 4], []]), 20).count(), "two documents"),

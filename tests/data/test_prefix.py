@@ -7,6 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from t5x_lite.data.converters import sizes_of
+from t5x_lite.data.filling import Span
 from t5x_lite.data.objectives import PrefixLM
 from t5x_lite.data.objectives.base import measured_sizes
 from t5x_lite.data.vocabularies import ByteVocabulary
@@ -30,7 +32,6 @@ def test_what_is_given_and_asked_for_is_the_text(lengths, seed, family, packing,
     store = InMemory([rng.integers(3, 259, n) for n in lengths])
     objective = PrefixLM(family=family, packing=packing)
     found = by_example(rows_of(objective, store, length))
-    assert sorted(found) == list(range(len(found)))
     text = [read.inputs + read.targets for _, reads in sorted(found.items()) for read in reads]
     expected = np.concatenate([[*row, EOS] for row in store.rows])
     # A part of a document that begins with its bos, or with what came before, is asked for whole.
@@ -70,7 +71,7 @@ def test_an_encoder_reads_what_is_given_and_eos(in_memory):
     objective = PrefixLM(family=BOTH)
     examples = objective.examples(store, VOCABULARY, objective.sides(16))
     for seed in range(20):
-        (segment,) = examples.segments(0, np.random.default_rng(seed))
+        (segment,) = examples.segments(Span(0, 9), np.random.default_rng(seed))
         given = len(segment["encoder_tokens"]) - 1
         assert segment["encoder_tokens"].tolist() == [*range(10, 10 + given), EOS]
         assert segment["targets"].tolist() == [*range(10 + given, 18), EOS]
@@ -85,31 +86,39 @@ def test_only_a_document_s_end_is_eos(in_memory):
     assert ends == [25, EOS]
 
 
+def noise_of(index):
+    return np.random.default_rng([7, index])
+
+
 @pytest.mark.parametrize("packing", ["best_fit", "split"])
 def test_sizes_are_those_of_the_examples_and_fit(in_memory, packing):
     rng = np.random.default_rng(0)
     store = in_memory([rng.integers(3, 259, n) for n in [1, 2, 3, *rng.integers(1, 200, 60)]])
-    for family in FAMILIES:
-        objective = PrefixLM(family=family, packing=packing)
-        sides = objective.sides(64)
-        examples = objective.examples(store, VOCABULARY, sides)
-
-        def noise_of(index):
-            return np.random.default_rng([7, index])
-
-        sizes = examples.sizes(noise_of)
-        np.testing.assert_array_equal(sizes, measured_sizes(examples, noise_of))
-        assert (sizes <= list(sides.values())).all()
-        assert examples.are_sizes_fixed == (family == DECODER)
+    objective = PrefixLM(packing=packing)
+    examples = objective.examples(store, VOCABULARY, objective.sides(64))
+    sizes = examples.sizes(noise_of)
+    np.testing.assert_array_equal(sizes, measured_sizes(examples, noise_of))
+    assert (sizes <= 64).all()
+    assert examples.are_sizes_fixed
 
 
-def test_an_encoder_and_a_decoder_fill_their_rows(in_memory):
+def test_sizes_of_an_encoder_and_a_decoder_are_as_promised_and_fit(in_memory):
     rng = np.random.default_rng(0)
-    store = in_memory([rng.integers(3, 259, n) for n in rng.integers(20, 600, 2000)])
-    rows = rows_of(PrefixLM(family=BOTH), store, 512)
-    sizes = rows.examples.sizes(lambda index: rows._noise(0, index))
-    used = sizes.sum(axis=0) / (512 * rows.count(0))
-    assert used.min() > 0.9, "one row for each window would leave half of both empty"
+    store = in_memory([rng.integers(3, 259, n) for n in [1, 2, 3, *rng.integers(1, 200, 60)]])
+    for density in (0.5, 0.2):
+        objective = PrefixLM(family=BOTH, density=density)
+        sides = objective.sides(64)
+        assert sides == {"tokens": round(64 * density / (1 - density)), "encoder_tokens": 64}
+        examples = objective.examples(store, VOCABULARY, sides)
+        plan = examples.plan(noise_of, list(sides.values()))
+        for row in range(len(plan)):
+            segments = [examples.segments(s, noise_of(s.start))[0] for s in plan.members(row)]
+            for span, segment in zip(plan.members(row), segments, strict=True):
+                promised = examples._table_of(noise_of(span.start))[span.stop - span.start]
+                exact = [sizes_of([segment])[side] for side in sides]
+                assert all(0 <= a - b <= 1 for a, b in zip(promised, exact, strict=True))
+            total = sizes_of(segments)
+            assert all(total[side] <= room for side, room in sides.items())
 
 
 def test_each_epoch_splits_anew(in_memory):

@@ -3,7 +3,7 @@ import itertools
 import numpy as np
 import pytest
 
-from t5x_lite.data.streams import Documentwise, FineParts, RoomyParts, Stream, Windows
+from t5x_lite.data.streams import Documentwise, RoomyParts, Stream, Windows
 
 ROWS = [[10, 11], [], [12], [13, 14, 15], []]
 
@@ -29,9 +29,8 @@ def test_reading_anywhere_is_slicing_the_whole(in_memory, before, after):
         lambda stream, overlap: Windows(stream, 4, overlap),
         lambda stream, overlap: Documentwise(stream, 4, overlap),
         lambda stream, overlap: RoomyParts(stream, 4, overlap, room=1),
-        lambda stream, overlap: FineParts(stream, 4, overlap, part=2),
     ],
-    ids=["windows", "documents", "roomy", "fine"],
+    ids=["windows", "documents", "roomy"],
 )
 def test_pieces_hold_everything_once_and_have_their_sizes(in_memory, cut, frame, overlap):
     rows = [[10, 11], [], [12, 13, 14, 15, 16, 17, 18, 19, 20], [21], [22, 23, 24, 25]]

@@ -10,8 +10,6 @@ from t5x_lite.data.objectives.classification import (
     read_labels,
 )
 from t5x_lite.data.objectives.denoising import (
-    UL2,
-    Denoiser,
     IidDenoising,
     SpanCorruption,
     span_corruption_lengths,
@@ -23,6 +21,7 @@ from t5x_lite.data.objectives.pairs import MaskedPairs, NextSentence, SentenceOr
 from t5x_lite.data.objectives.prefix import PrefixLM
 from t5x_lite.data.objectives.question_answering import ExtractiveQA
 from t5x_lite.data.objectives.supervised import TextToText
+from t5x_lite.data.objectives.ul2 import UL2, Denoiser
 
 __all__ = [
     "UL2",

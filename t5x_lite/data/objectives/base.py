@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 import numpy as np
 
 from t5x_lite.data.converters import SIDES, Segment, Shapes, sizes_of
+from t5x_lite.data.filling import CutPlan, Span, Table, fill
 from t5x_lite.data.streams import Columns, Documentwise, Piece, Pieces, Stream, Windows
 from t5x_lite.data.token_store import Tokenizer
 from t5x_lite.data.vocabularies import Vocabulary
@@ -40,6 +41,11 @@ class Examples(Protocol):
     def segments(self, index: int, noise: np.random.Generator) -> list[Segment]:
         """Example `index`, mostly one segment; the same noise gives the same."""
         ...
+
+
+@runtime_checkable
+class SizedExamples(Examples, Protocol):
+    """Examples that are the same text in every epoch; of the others, `CutAnew`, plans say."""
 
     def sizes(self, noise_of: NoiseOf) -> np.ndarray:
         """[examples, sides] positions of each, in the order of `converters.SIDES`."""
@@ -136,9 +142,7 @@ class FromPieces:
       pieces: what to make them of.
       make: a piece and its noise to segments.
       side_sizes: sizes of pieces, [n], to positions on each side, [n, sides]; None where these
-        depend on the noise.
-      drawn_sizes: then, a piece's size and noise to its positions on each side; None: making every
-        example tells.
+        depend on the noise: then making every example tells.
       is_noisy: whether `make` draws from the noise.
     """
 
@@ -147,11 +151,10 @@ class FromPieces:
         pieces: Pieces,
         make: Callable[[Piece, np.random.Generator], list[Segment]],
         side_sizes: Callable[[np.ndarray], np.ndarray] | None = None,
-        drawn_sizes: Callable[[int, np.random.Generator], Sequence[int]] | None = None,
         is_noisy: bool = True,
     ):
         self._pieces, self._make = pieces, make
-        self._side_sizes, self._drawn_sizes = side_sizes, drawn_sizes
+        self._side_sizes = side_sizes
         self.are_sizes_fixed, self.is_noisy = side_sizes is not None, is_noisy
 
     def __len__(self) -> int:
@@ -162,13 +165,46 @@ class FromPieces:
         return self._make(self._pieces.read(index), noise)
 
     def sizes(self, noise_of: NoiseOf) -> np.ndarray:
-        """As in `Examples`."""
+        """As in `SizedExamples`."""
         if self._side_sizes is not None:
             return self._side_sizes(self._pieces.sizes())
-        if self._drawn_sizes is not None:
-            sizes = enumerate(self._pieces.sizes().tolist())
-            return np.array([self._drawn_sizes(n, noise_of(i)) for i, n in sizes], np.int64)
         return measured_sizes(self, noise_of)
+
+
+class CutAnew:
+    """Examples whose sizes their noise decides, cut from a stream anew in each epoch.
+
+    A plan says where; an example is named by its `Span`, and its noise by where it begins.
+
+    Args:
+      stream: the documents.
+      longest: tokens that no example has more of.
+      make: a piece and its noise to segments.
+      table_of: noise to the sizes of what `make` gives by it, for pieces of 0 … `longest` tokens.
+    """
+
+    is_noisy, are_sizes_fixed = True, False
+
+    def __init__(
+        self,
+        stream: Stream,
+        longest: int,
+        make: Callable[[Piece, np.random.Generator], list[Segment]],
+        table_of: Callable[[np.random.Generator], Table],
+    ):
+        self._stream, self._longest, self._make, self._table_of = stream, longest, make, table_of
+
+    def __len__(self) -> int:
+        """As many as there would be if each was as long as can be."""
+        return len(Documentwise(self._stream, self._longest))
+
+    def segments(self, index: Span, noise: np.random.Generator) -> list[Segment]:
+        """As in `Examples`."""
+        return self._make(self._stream.read(*index), noise)
+
+    def plan(self, noise_of: NoiseOf, room: Sequence[int]) -> CutPlan:
+        """Where the documents are cut, and which pieces share a row."""
+        return fill(self._stream.bounds(), lambda place: self._table_of(noise_of(place)), room)
 
 
 def measured_sizes(examples: Examples, noise_of: NoiseOf) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Rebuild what noise took out: T5's span corruption and i.i.d. noise, UL2's mixture of denoisers.
+"""Rebuild what noise took out: T5's span corruption and i.i.d. noise (UL2's is in ul2.py).
 
 The noisy text is read and what is missing is written: by an encoder and a decoder, or by a decoder
 alone that sees the noisy text in both directions (a prefix LM). The former's sides end with eos; of
@@ -22,11 +22,13 @@ from t5x_lite.data.converters import (
     prefix_decoder,
     token_shapes,
 )
+from t5x_lite.data.filling import Table, growing
 from t5x_lite.data.objectives.base import (
     BEST_FIT,
     BOTH,
     DECODER,
     SPLIT,
+    CutAnew,
     Examples,
     FromPieces,
     Objective,
@@ -43,32 +45,36 @@ from t5x_lite.data.objectives.noise import (
     SPANS,
     STYLES,
     Mask,
+    Places,
     Sizes,
+    begins,
     corrupt,
-    fewest_given,
+    corrupt_at,
     iid,
     masked,
     most_iid,
     most_noise,
-    random_prefix,
-    random_spans,
-    sizes_under,
+    random_places,
     spans,
 )
-from t5x_lite.data.streams import Columns, FineParts, Piece, Stream
+from t5x_lite.data.streams import Columns, Piece, Stream
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import UserError
 
-# A document that doesn't fit a row is cut so many times as fine, so that rows can be filled up.
-PARTS = {DECODER: 8, BOTH: 4}
+SizesOfAll = tuple[np.ndarray, np.ndarray]  # inputs, targets, of pieces of 0, 1, … tokens
 
 
 class Noised(NamedTuple):
     """What is to be done to a piece."""
 
-    is_noise: Mask
+    noise: Mask | Places
     style: str = SPANS
     mode: int = 0  # which of the objective's kinds of noise it is
+
+    @property
+    def is_noise(self) -> Mask:
+        """Which tokens are."""
+        return self.noise.mask if isinstance(self.noise, Places) else self.noise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,9 +83,9 @@ class Denoising(Objective):
 
     Attributes:
       family: "encoder-decoder", or "decoder-only" for a prefix LM; set for the model by itself.
-      packing: "split": documents end to end, cut to the longest windows that fit whatever the
-        noise; "best_fit": whole documents, several a row; "none": one document, or part of one, a
-        row.
+      packing: "best_fit": whole documents, several a row, and pieces of long ones; "split":
+        documents end to end, cut to the longest windows that fit whatever the noise; "none": one
+        document, or part of one, a row.
     """
 
     families: ClassVar[tuple[str, ...]] = (BOTH, DECODER)
@@ -99,17 +105,25 @@ class Denoising(Objective):
         """Sizes of what n tokens become, such that no others are larger on any side or in all."""
         raise NotImplementedError
 
-    def _draw(self, n: int, sentinels: int, noise: np.random.Generator) -> Noised:
-        """What to do to a piece of n tokens, with no more spans than there are sentinels."""
+    def _draw(self, n: int, most: int, sentinels: int, noise: np.random.Generator) -> Noised:
+        """What to do to a piece of n tokens, with no more spans than there are sentinels.
+
+        `most`: tokens of the longest piece.
+        """
         raise NotImplementedError
 
-    def _drawn_sizes(self, n: int, sentinels: int, noise: np.random.Generator) -> tuple[Sizes, int]:
-        """Sizes and mode of what `_draw` gives: with the same noise, exactly these."""
-        drawn = self._draw(n, sentinels, noise)
-        return sizes_under(drawn.is_noise, drawn.style), drawn.mode
+    def _drawn_sizes(
+        self, most: int, sentinels: int, noise: np.random.Generator
+    ) -> tuple[SizesOfAll, int]:
+        """Sizes and mode of what `_draw` gives for 0 … `most` tokens by the same noise."""
+        raise NotImplementedError
 
-    def _sentinels(self, n: int) -> int:
-        """How many n tokens need."""
+    def _mean_sizes(self, n: int) -> tuple[float, float]:
+        """Those of n tokens, on average."""
+        raise NotImplementedError
+
+    def _sentinels(self, n: int, fits: Callable[[Sizes], bool]) -> int:
+        """How many are needed for pieces of n tokens, and shorter ones that fit."""
         raise NotImplementedError
 
     @property
@@ -119,12 +133,16 @@ class Denoising(Objective):
 
     # What follows from it.
 
-    def _positions(self, sizes: Sizes, mark: int = 0) -> tuple[int, ...]:
-        """On each side, end marks and a mode's text included."""
+    def _positions(self, sizes: Sizes | SizesOfAll, mark: int = 0) -> tuple:
+        """On each side, end marks and a mode's text included: numbers, or arrays of them."""
         inputs, targets = sizes
         if self.family == DECODER:
             return (mark + inputs + targets + 1,)
         return targets + 1, mark + inputs + 1
+
+    @property
+    def _is_cut_anew(self) -> bool:
+        return self.packing == BEST_FIT and not self.has_fixed_sizes
 
     def _limits(self, n: int, mark: int = 0) -> tuple[int, ...]:
         """The most positions that n tokens take on each side."""
@@ -137,6 +155,11 @@ class Denoising(Objective):
         check_length(length, least, f"the noisy text of {type(self).__name__}")
         if self.family == DECODER:
             return {"tokens": length}
+        if self._is_cut_anew:
+            # Both sides are full at once if two pieces, as many as mostly share a row, are average.
+            inputs, targets = self._mean_sizes(length // 2)
+            share = math.ceil(length * (targets + 1) / (inputs + 1))
+            return {"tokens": max(share, self._limits(2)[0]), "encoder_tokens": length}
         raw = longest(lambda n: max(self._limits(n)) <= length, length)
         return {"tokens": self._limits(raw)[0], "encoder_tokens": length}
 
@@ -150,28 +173,29 @@ class Denoising(Objective):
     def examples(self, store: Columns, vocabulary: Vocabulary, sides: Sides) -> Examples:
         """As in `Objective`."""
         vocabulary.require("eos_id", *(("bos_id",) if self.family == DECODER else ()))
-        maker = _Maker(self, vocabulary)
+        mark = max((len(vocabulary.encode(text)) for text in self._modes), default=0)
         room = [sides[side] for side in SIDES if side in sides]
 
-        def fits(n: int) -> bool:
-            limits = self._limits(n, maker.longest_mark)
-            return all(limit <= most for limit, most in zip(limits, room, strict=True))
+        def fits(sizes: Sizes, mark: int = 0) -> bool:
+            return all(n <= r for n, r in zip(self._positions(sizes, mark), room, strict=True))
 
-        check_length(room[-1], self._limits(2, maker.longest_mark)[-1], "the mode and some text")
-        raw = longest(fits, max(room))
-        self._check_sentinels(raw, vocabulary)
-        stream = Stream(store.column("text"))
+        check_length(room[-1], self._limits(2, mark)[-1], "the mode and some text")
+        # Windows fit whatever the noise; what is cut anew, if its own noise is such that it does.
+        some = any if self._is_cut_anew else all
+        raw = longest(lambda n: some(fits(sizes, mark) for sizes in self._extremes(n)), max(room))
+        self._check_sentinels(self._sentinels(raw, fits), raw, vocabulary)
+        maker, stream = _Maker(self, vocabulary, raw), Stream(store.column("text"))
+        if self._is_cut_anew:
+            return CutAnew(stream, raw, maker.segments, maker.table)
         pieces = pieces_of(stream, self.packing, raw)
         if not self.has_fixed_sizes:
-            if self.packing == BEST_FIT:
-                pieces = FineParts(stream, raw, part=max(raw // PARTS[self.family], 2))
-            return FromPieces(pieces, maker.segments, drawn_sizes=maker.drawn_sizes)
+            return FromPieces(pieces, maker.segments)
         table = [self._positions(self._extremes(n)[0]) for n in range(1, raw + 1)]
         table = np.array(table, np.int64)
         return FromPieces(pieces, maker.segments, lambda sizes: table[sizes - 1])
 
-    def _check_sentinels(self, raw: int, vocabulary: Vocabulary) -> None:
-        needed, given = self._sentinels(raw), len(vocabulary.sentinel_ids)
+    def _check_sentinels(self, needed: int, raw: int, vocabulary: Vocabulary) -> None:
+        given = len(vocabulary.sentinel_ids)
         if needed > given:
             raise UserError(
                 f"a window of {raw} tokens needs {needed} sentinels and the vocabulary has "
@@ -187,16 +211,15 @@ def longest(fits: Callable[[int], bool], length: int) -> int:
 class _Maker:
     """An objective's pieces to segments, and to their sizes by the same draws."""
 
-    def __init__(self, objective: Denoising, vocabulary: Vocabulary):
-        self._objective, self._vocabulary = objective, vocabulary
+    def __init__(self, objective: Denoising, vocabulary: Vocabulary, most: int):
+        self._objective, self._vocabulary, self._most = objective, vocabulary, most
         self._marks = [np.array(vocabulary.encode(text), np.int32) for text in objective._modes]
-        self.longest_mark = max(map(len, self._marks), default=0)
         self._sentinels = np.array(vocabulary.sentinel_ids, np.int32)
         self._end = np.array([vocabulary.eos_id], np.int32)
 
     def segments(self, piece: Piece, noise: np.random.Generator) -> list[Segment]:
         """One."""
-        drawn = self._objective._draw(len(piece.ids), len(self._sentinels), noise)
+        drawn = self._objective._draw(len(piece.ids), self._most, len(self._sentinels), noise)
         inputs, targets = self._noisy(piece.ids, drawn, noise)
         if self._marks:
             inputs = np.concatenate([self._marks[drawn.mode], inputs])
@@ -210,6 +233,8 @@ class _Maker:
         self, ids: np.ndarray, drawn: Noised, noise: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """Inputs and targets."""
+        if isinstance(drawn.noise, Places):
+            return corrupt_at(ids, drawn.noise, self._sentinels)
         if drawn.style == SPANS:
             return corrupt(ids, drawn.is_noise, self._sentinels)
         if drawn.style == DROP:
@@ -219,10 +244,11 @@ class _Maker:
         mask = int(self._sentinels[0])
         return masked(ids, drawn.is_noise, mask, ordinary, share, noise), ids
 
-    def drawn_sizes(self, n: int, noise: np.random.Generator) -> tuple[int, ...]:
-        """Positions of `segments` on each side, without reading the piece."""
-        sizes, mode = self._objective._drawn_sizes(n, len(self._sentinels), noise)
-        return self._objective._positions(sizes, len(self._marks[mode]) if self._marks else 0)
+    def table(self, noise: np.random.Generator) -> Table:
+        """Positions of `segments` of 0, 1, … tokens, without reading them."""
+        sizes, mode = self._objective._drawn_sizes(self._most, len(self._sentinels), noise)
+        mark = len(self._marks[mode]) if self._marks else 0
+        return growing(np.stack(self._objective._positions(sizes, mark), axis=1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -250,10 +276,10 @@ class SpanCorruption(Denoising):
     def _extremes(self, n: int) -> list[Sizes]:
         return [span_sizes(n, self.density, self.mean_span)]
 
-    def _draw(self, n: int, sentinels: int, noise: np.random.Generator) -> Noised:
-        return Noised(random_spans(n, self.density, self.mean_span, noise))
+    def _draw(self, n: int, most: int, sentinels: int, noise: np.random.Generator) -> Noised:
+        return Noised(random_places(n, self.density, self.mean_span, noise))
 
-    def _sentinels(self, n: int) -> int:
+    def _sentinels(self, n: int, fits: Callable[[Sizes], bool]) -> int:
         return spans(n, self.density, self.mean_span)[1]
 
 
@@ -269,13 +295,20 @@ def span_sizes(n: int, density: float | int, mean_span: float | int) -> Sizes:
     return n - noise + count, noise + count
 
 
+@functools.lru_cache(maxsize=64)
+def span_sizes_up_to(most: int, density: float | int, mean_span: float | int) -> SizesOfAll:
+    """`span_sizes` of 0 … `most` tokens."""
+    sizes = np.array([(0, 0), *(span_sizes(n, density, mean_span) for n in range(1, most + 1))])
+    return sizes[:, 0], sizes[:, 1]
+
+
 def span_corruption_lengths(
     inputs_length: int, density: float | int = 0.15, mean_span: float | int = 3
 ) -> tuple[int, int]:
     """(raw, targets): the most raw tokens whose corrupted form fits, and its targets' length.
 
     Both sides count one eos, and neither is longer than `inputs_length`. 512 at 0.15 and 3 gives
-    (568, 114), as T5's `random_spans_helper` does.
+    (568, 114), as T5's `random_places_helper` does.
     """
 
     def fits(raw: int) -> bool:
@@ -290,6 +323,7 @@ class IidDenoising(Denoising):
     """Every token is noise by itself (Raffel et al. 2020 §3.3.1 and §3.3.2).
 
     Noise beyond four standard deviations (once in 30,000 times) is drawn anew, so that all fits.
+    It is drawn for a whole row, and a shorter piece takes what it needs.
 
     Attributes:
       style: "spans": each span as one sentinel, and these with their spans as targets (T5's
@@ -299,6 +333,7 @@ class IidDenoising(Denoising):
       density: the chance of a token to be noise.
     """
 
+    packing: str = dataclasses.field(default=BEST_FIT, kw_only=True)
     style: str = SPANS
     density: float | int = 0.15
 
@@ -332,130 +367,37 @@ class IidDenoising(Denoising):
         most, most_spans = most_iid(n, self.density)
         return [(n, 0), (n - most + 2 * most_spans, most)]
 
-    def _draw(self, n: int, sentinels: int, noise: np.random.Generator) -> Noised:
-        _, most = self._extremes(n)[-1]
-        most_spans = min(most_iid(n, self.density)[1], sentinels) if self.style == SPANS else n
+    def _draw(self, n: int, most: int, sentinels: int, noise: np.random.Generator) -> Noised:
+        return Noised(self._mask(most, sentinels, noise)[:n], self.style)
+
+    def _mask(self, most: int, sentinels: int, noise: np.random.Generator) -> Mask:
+        """Of a piece of `most` tokens. Its beginning is no larger than the whole on any side."""
         while True:
-            is_noise = iid(n, self.density, noise)
-            inputs, targets = sizes_under(is_noise, self.style)
-            if targets <= most and (inputs + targets - n) // 2 <= most_spans:
-                return Noised(is_noise, self.style)
+            is_noise = iid(most, self.density, noise)
+            if self._is_whole:
+                return is_noise
+            noisy, count = int(is_noise.sum()), 0
+            if self.style == SPANS:
+                count, (limit, spans) = int(begins(is_noise).sum()), most_iid(most, self.density)
+                limit -= count
+                if count > min(spans, sentinels):
+                    continue
+            else:
+                limit = most_noise(most, self.density)
+            if noisy <= limit:
+                return is_noise
 
-    def _sentinels(self, n: int) -> int:
+    def _drawn_sizes(
+        self, most: int, sentinels: int, noise: np.random.Generator
+    ) -> tuple[SizesOfAll, int]:
+        mask = self._mask(most, sentinels, noise)
+        noisy = np.concatenate([[0], np.cumsum(mask)])
+        count = np.concatenate([[0], np.cumsum(begins(mask))]) if self.style == SPANS else 0
+        return (np.arange(most + 1) - noisy + count, noisy + count), 0
+
+    def _mean_sizes(self, n: int) -> tuple[float, float]:
+        count = n * self.density * (1 - self.density) if self.style == SPANS else 0
+        return n * (1 - self.density) + count, n * self.density + count
+
+    def _sentinels(self, n: int, fits: Callable[[Sizes], bool]) -> int:
         return most_iid(n, self.density)[1] if self.style == SPANS else int(self._is_whole)
-
-
-@dataclasses.dataclass(frozen=True)
-class Denoiser:
-    """One of a mixture of denoisers (Tay et al. 2022 §3.1.2).
-
-    Attributes:
-      kind: "R" (regular), "S" (sequential) or "X" (extreme): which mode announces it.
-      density: share of the tokens that are asked for, on average.
-      mean_span: tokens of a noise span, on average; None: the end of the text, from a uniformly
-        drawn place on (a prefix LM, with T5's `random_prefix_noise_mask`).
-      rate: how often it is drawn, relative to the others.
-    """
-
-    kind: str
-    density: float | int
-    mean_span: float | int | None
-    rate: float | int = 1
-
-    def __post_init__(self):
-        if self.kind not in KINDS:
-            raise UserError(f"kind={self.kind!r} is unknown; use {', '.join(KINDS)}.")
-        check_fraction("density", self.density)
-        if not 0 < self.rate < math.inf:
-            raise UserError(f"rate={self.rate} must be positive; leave the denoiser out instead.")
-        if self.mean_span is not None:
-            check_mean_span(self.mean_span)
-        elif self.density > 0.5:
-            raise UserError(f"density={self.density} of a prefix LM can be 0.5 at most.")
-
-    def extremes(self, n: int) -> list[Sizes]:
-        """As in `Denoising`."""
-        if self.mean_span is not None:
-            return [span_sizes(n, self.density, self.mean_span)]
-        least, most = fewest_given(n, self.density), max(n - 1, 0)
-        return [(least, n - least), (most, n - most)]
-
-
-KINDS = ("R", "S", "X")
-TABLE_1 = (
-    Denoiser("R", 0.15, 3),
-    Denoiser("R", 0.15, 8),
-    Denoiser("S", 0.25, None),
-    Denoiser("X", 0.5, 3),
-    Denoiser("X", 0.5, 8),
-    Denoiser("X", 0.15, 64),
-    Denoiser("X", 0.5, 64),
-)
-
-
-@dataclasses.dataclass(frozen=True)
-class UL2(Denoising):
-    """A mixture of denoisers (Tay et al. 2022): each example's is drawn with its noise.
-
-    Attributes:
-      denoisers: what is mixed; those of the paper's table 1, all as often.
-      modes: what is put before the inputs for "R", "S" and "X", in this order; the paper's are
-        ("[NLU]", "[S2S]", "[NLG]"), which a vocabulary may have as tokens and else reads as text.
-        Empty: nothing.
-    """
-
-    denoisers: Sequence[Denoiser] = TABLE_1
-    modes: Sequence[str] = ()
-
-    def __post_init__(self):
-        super().__post_init__()
-        object.__setattr__(self, "denoisers", tuple(self.denoisers))
-        object.__setattr__(self, "modes", tuple(self.modes))
-        if not self.denoisers:
-            raise UserError("UL2 has no denoisers; leave them out to have the paper's.")
-        if self.modes and (len(self.modes) != len(KINDS) or not all(self.modes)):
-            raise UserError(
-                f"modes={list(self.modes)} must be one text each for {', '.join(KINDS)}, such as "
-                f"['[NLU]', '[S2S]', '[NLG]'], or empty."
-            )
-
-    @property
-    def _modes(self) -> Sequence[str]:
-        return self.modes
-
-    @functools.cached_property
-    def _ends(self) -> np.ndarray:
-        """Where each denoiser's part of 0 … 1 ends."""
-        rates = np.array([denoiser.rate for denoiser in self.denoisers], np.float64)
-        return np.cumsum(rates / rates.sum())
-
-    def _choose(self, noise: np.random.Generator) -> Denoiser:
-        place = np.searchsorted(self._ends[:-1], noise.random(), side="right")
-        return self.denoisers[int(place)]
-
-    def _extremes(self, n: int) -> list[Sizes]:
-        return [sizes for denoiser in self.denoisers for sizes in denoiser.extremes(n)]
-
-    def _draw(self, n: int, sentinels: int, noise: np.random.Generator) -> Noised:
-        chosen = self._choose(noise)
-        mode = KINDS.index(chosen.kind)
-        if chosen.mean_span is None:
-            given = random_prefix(n, chosen.density, noise)
-            return Noised(np.arange(n) >= given, DROP, mode)
-        return Noised(random_spans(n, chosen.density, chosen.mean_span, noise), SPANS, mode)
-
-    def _drawn_sizes(self, n: int, sentinels: int, noise: np.random.Generator) -> tuple[Sizes, int]:
-        chosen = self._choose(noise)
-        mode = KINDS.index(chosen.kind)
-        if chosen.mean_span is None:
-            given = random_prefix(n, chosen.density, noise)
-            return (given, n - given), mode
-        return span_sizes(n, chosen.density, chosen.mean_span), mode
-
-    def _sentinels(self, n: int) -> int:
-        counts = (
-            spans(n, denoiser.density, denoiser.mean_span)[1]
-            for denoiser in self.denoisers
-            if denoiser.mean_span is not None
-        )
-        return max(counts, default=0)

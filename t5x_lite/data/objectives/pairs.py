@@ -6,7 +6,15 @@ from typing import ClassVar
 import numpy as np
 
 from t5x_lite.data.converters import Segment, Shapes, encoder, token_shapes
-from t5x_lite.data.objectives.base import NONE, Examples, NoiseOf, Sides, check_length, column
+from t5x_lite.data.objectives.base import (
+    BEST_FIT,
+    NONE,
+    Examples,
+    NoiseOf,
+    Sides,
+    check_length,
+    column,
+)
 from t5x_lite.data.objectives.masked import Masked, mask_tokens
 from t5x_lite.data.objectives.records import framed
 from t5x_lite.data.objectives.sentences import LINES, Runs, Sentences, find_runs
@@ -40,6 +48,11 @@ class NextSentence:
     def __post_init__(self):
         _check_share("random", self.random)
 
+    @property
+    def keeps_sizes(self) -> bool:
+        """Whether the two texts have as many tokens as before."""
+        return self.random == 0
+
     def check(self, runs: Runs) -> None:
         """Raises UserError where no two documents are."""
         if len(runs) and len(runs.siblings(0)) == len(runs):
@@ -71,6 +84,7 @@ class SentenceOrder:
     """
 
     swapped: float | int = 0.5
+    keeps_sizes: ClassVar[bool] = True
 
     def __post_init__(self):
         _check_share("swapped", self.swapped)
@@ -88,12 +102,16 @@ class SentenceOrder:
 
 @dataclasses.dataclass(frozen=True)
 class MaskedPairs(Masked):
-    """A masked LM over `cls A sep B sep`, and whether B belongs after A; one pair a row.
+    """A masked LM over `cls A sep B sep`, and whether B belongs after A.
 
-    Consecutive sentences of a document fill a row as far as whole ones fit, and are split after one
-    of them, drawn anew in each epoch (Devlin et al. 2019, §A.2; create_pretraining_data.py of
+    Consecutive sentences of a document, as many as fit a row, are split after one of them, drawn
+    anew in each epoch (Devlin et al. 2019, §A.2; create_pretraining_data.py of
     google-research/bert). A sentence alone in its document is split after a token; one longer than
     half a row is cut evenly beforehand, so that nothing is left out but documents of one token.
+
+    A model's head reads the first token of a row and says one thing of it. So the pairs of short
+    documents share a row as segments that don't see each other, all with masked tokens to predict,
+    but only the first is asked how its texts belong. Which one is first is drawn in each epoch.
 
     Each sentence comes once an epoch, as A or as B, but for those of B's that another document's
     text stands in for: about a quarter of the tokens with `NextSentence(0.5)`, others each epoch.
@@ -106,16 +124,18 @@ class MaskedPairs(Masked):
         "(?<=[.!?]) +" spaces after a full stop.
       short: share of the documents whose pairs have at most a random number of tokens, for the
         short texts of fine-tuning; BERT's and ALBERT's is 0.1.
+      packing: "best_fit": several pairs a row; "none": one, as in BERT, however short it is.
     """
 
-    packings: ClassVar[tuple[str, ...]] = (NONE,)
-    packing: ClassVar[str] = NONE
+    packings: ClassVar[tuple[str, ...]] = (BEST_FIT, NONE)
     pairs: NextSentence | SentenceOrder = NextSentence()
     sentences: str = LINES
     short: float | int = 0.1
+    packing: str = BEST_FIT
 
     def __post_init__(self):
         super().__post_init__()
+        self._check_packing(self.packing)
         Sentences(self.sentences)  # refuses what is no pattern
         if not 0 <= self.short <= 1:
             raise UserError(f"short={self.short} must lie between 0 and 1; BERT's is 0.1.")
@@ -145,10 +165,9 @@ class MaskedPairs(Masked):
 
 
 class _Pairs:
-    """The pairs of a corpus; a row holds one, whatever its size."""
+    """The pairs of a corpus."""
 
     is_noisy = True
-    are_sizes_fixed = True  # nearly, which is enough where each has a row of its own
 
     def __init__(self, objective: MaskedPairs, store: Columns, vocabulary: Vocabulary, length: int):
         self._objective, self._vocabulary = objective, vocabulary
@@ -158,20 +177,24 @@ class _Pairs:
         self._text = store.column("text")
         self._runs = find_runs(store, objective.sentences, self._room, objective.short)
         objective.pairs.check(self._runs)
+        self.are_sizes_fixed = objective.pairs.keeps_sizes
 
     def __len__(self) -> int:
         return len(self._runs)
 
     def sizes(self, noise_of: NoiseOf) -> np.ndarray:
-        """As in `Examples`, before a text is replaced."""
-        del noise_of
-        return column(self._runs.sizes() + len(self._before + self._between + self._after))
+        """As in `SizedExamples`."""
+        sizes = self._runs.sizes()
+        if not self.are_sizes_fixed:
+            for index in range(len(sizes)):
+                (begin, middle), (start, stop) = self._shown(index, noise_of(index))[0]
+                sizes[index] = middle - begin + stop - start
+        return column(sizes + len(self._before + self._between + self._after))
 
     def segments(self, index: int, noise: np.random.Generator) -> list[Segment]:
         """As in `Examples`."""
-        spans = self._split(index, noise)
-        pairs, runs = self._objective.pairs, self._runs
-        spans, label = pairs.change(spans, index, runs, self._room, noise)
+        runs = self._runs
+        spans, label = self._shown(index, noise)
         first, second = (self._text.slice(*span) for span in spans)
         ids = framed(self._before, first, self._between, second, self._after)
         places = len(self._before), len(self._before) + len(first) + len(self._between)
@@ -184,6 +207,11 @@ class _Pairs:
         types[places[1] :] = self._vocabulary.second_type
         labels = {"labels": np.int32(label), "label_weights": np.float32(1)}
         return [segment | {"token_types": types} | labels]
+
+    def _shown(self, run: int, noise: np.random.Generator) -> tuple[Spans, int]:
+        """The two texts of a run as they are shown, and their label."""
+        spans = self._split(run, noise)
+        return self._objective.pairs.change(spans, run, self._runs, self._room, noise)
 
     def _split(self, run: int, noise: np.random.Generator) -> Spans:
         """A run in two: after one of its sentences, or where it has just one, after a token."""

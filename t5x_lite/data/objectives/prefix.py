@@ -1,15 +1,19 @@
 """Continue a text whose beginning is read in both directions: the prefix LM."""
 
 import dataclasses
+import functools
+import math
 from typing import ClassVar
 
 import numpy as np
 
 from t5x_lite.data.converters import Segment, Shapes, encoder_decoder, token_shapes
+from t5x_lite.data.filling import Table, growing
 from t5x_lite.data.objectives.base import (
     BEST_FIT,
     BOTH,
     DECODER,
+    CutAnew,
     Examples,
     FromPieces,
     Objective,
@@ -19,12 +23,10 @@ from t5x_lite.data.objectives.base import (
     pieces_of,
 )
 from t5x_lite.data.objectives.causal import next_tokens
-from t5x_lite.data.objectives.noise import random_prefix
-from t5x_lite.data.streams import Columns, Piece, RoomyParts, Stream
+from t5x_lite.data.objectives.noise import given_at, random_prefix
+from t5x_lite.data.streams import Columns, Piece, Stream
 from t5x_lite.data.vocabularies import Vocabulary
 from t5x_lite.errors import UserError
-
-ROOM = 32  # one part in so many of a row is left free, so that parts of documents pack
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +62,11 @@ class PrefixLM(Objective):
     def sides(self, length: int) -> Sides:
         """As in `Objective`."""
         check_length(length, 2, "a prefix language model")
-        sides = {"tokens": length}
-        return sides if self.family == DECODER else sides | {"encoder_tokens": length}
+        if self.family == DECODER:
+            return {"tokens": length}
+        # As much is asked for as is given, or less: so both sides are full at once.
+        share = self.density / (1 - self.density) if self.packing == BEST_FIT else 1
+        return {"tokens": max(2, math.ceil(length * share)), "encoder_tokens": length}
 
     def shapes(self, sides: Sides) -> Shapes:
         """As in `Objective`."""
@@ -82,18 +87,17 @@ class PrefixLM(Objective):
             inputs = np.concatenate([piece.ids[:given], end])
             return [encoder_decoder(inputs, piece.ids[given:], vocabulary.start_id)]
 
-        def drawn_sizes(n: int, noise: np.random.Generator) -> tuple[int, int]:
-            given = random_prefix(n, self.density, noise)
-            return n - given, given + 1
-
         stream = Stream(store.column("text"), (), (vocabulary.eos_id,))
-        width = min(sides.values())  # all but one of the tokens, and the end mark
-        pieces = pieces_of(stream, self.packing, width)
         if self.packing == BEST_FIT:
-            # Two parts of long documents share a row if one is given about as much as the other is
-            # asked for. With no room left over it would be exactly that, less two end marks: never.
-            pieces = RoomyParts(stream, width, room=width // ROOM)
-        return FromPieces(pieces, make, drawn_sizes=drawn_sizes)
+            longest = sum(sides.values()) - 1  # which fits if it is given as much as fits
+            return CutAnew(stream, longest, make, functools.partial(self._table, longest))
+        width = min(sides.values())  # all but one of the tokens, and the end mark
+        return FromPieces(pieces_of(stream, self.packing, width), make)
+
+    def _table(self, longest: int, noise: np.random.Generator) -> Table:
+        n = np.arange(longest + 1)
+        given = given_at(n, self.density, noise.random())
+        return growing(np.stack([n - given, given + 1], axis=1))
 
     def _of_a_decoder(self, store: Columns, vocabulary: Vocabulary, sides: Sides) -> Examples:
         vocabulary.require("bos_id", "eos_id")
