@@ -1,0 +1,1 @@
+"""Scaling laws: fits of loss against size and data."""
