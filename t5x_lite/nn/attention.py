@@ -7,11 +7,14 @@ import flax.linen as nn
 import flax.struct
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Array, Float
 
 from t5x_lite.errors import UserError
-from t5x_lite.nn import layers, masks
+from t5x_lite.nn import layers
+from t5x_lite.nn.attend import attend
+from t5x_lite.nn.masks import Visibility
 from t5x_lite.nn.positions import PositionsConfig, rotate
+from t5x_lite.nn.remat import checkpoint_name
 from t5x_lite.partitioning import constrain
 from t5x_lite.types import KeyArray
 
@@ -20,18 +23,28 @@ from t5x_lite.types import KeyArray
 class LayerInputs:
     """What all layers of a stack share in one call."""
 
-    mask: Any = None  # bool [B or 1, T, S]
-    bias: Any = None  # float32 [B or 1, N, T, S]
+    sees: Visibility | None = None  # None: every query sees every key
+    bias: Any = ()  # terms of the logits, such as positions.BucketBias
     rotation: Any = None  # (sin, cos), each [B or 1, T, H / 2]
     positions_BT: Any = None  # of the queries; one row may serve the batch
     segments_BT: Any = None  # of the queries; None: no padding
-    order: Any = None  # (queries, keys): numbers whose differences are distances, [B or 1, T or S]
     memory_BSD: Any = None  # what cross-attention reads
-    memory_mask: Any = None  # bool [B, T, S]
+    memory_sees: Visibility | None = None
     cache_index: Any = None  # the slot of the first query
     dropout_keys: Any = None  # one key a row, [B]
     causal: bool = flax.struct.field(pytree_node=False, default=True)
     capture: bool = flax.struct.field(pytree_node=False, default=False)  # keep layers' outputs
+
+    def stored(self) -> "LayerInputs":
+        """The same with masks and biases computed once, for layers that will ask for all of them.
+
+        XLA doesn't move them out of a loop over layers by itself.
+        """
+        return self.replace(
+            sees=self.sees.stored(),
+            bias=tuple(part.stored(self.sees) for part in self.bias),
+            memory_sees=None if self.memory_sees is None else self.memory_sees.stored(),
+        )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +123,9 @@ class Attention(nn.Module):
         q_BTNH = self._normed("query", self._project("query", c.heads, "heads", x_BTD))
         if self.cross:
             cache = self._memory(cache, inputs)
-            k_BSKH, v_BSKH, mask, bias = cache["key"], cache["value"], inputs.memory_mask, None
+            k_BSKH, v_BSKH, sees, bias = cache["key"], cache["value"], inputs.memory_sees, ()
         else:
-            mask, bias, rotation = self._look(inputs)
+            sees, bias, rotation = self._look(inputs)
             q_BTNH = rotate(q_BTNH, rotation)
             k_BSKH = self._normed("key", self._project("key", c.keys, "kv_heads", x_BTD))
             k_BSKH = rotate(k_BSKH, rotation)
@@ -122,8 +135,9 @@ class Attention(nn.Module):
                 cache = write(cache, inputs.cache_index, key=k_BSKH, value=v_BSKH)
                 k_BSKH, v_BSKH = cache["key"], cache["value"]
         out_BTNH = attend(
-            q_BTNH, k_BSKH, v_BSKH, mask, bias, c.logit_scale, c.soft_cap, c.dropout,
-            layers.fold_in(keys, 0),
+            q_BTNH, k_BSKH, v_BSKH, sees, bias, scale=c.logit_scale, soft_cap=c.soft_cap,
+            dropout=c.dropout, dropout_keys=layers.fold_in(keys, 0), sharding=self.common.sharding,
+            kernel=self.common.attention_kernel, platform=self.common.platform,
         )  # fmt: skip
         out_BTNH = constrain(
             out_BTNH, ("batch", "length", "act_heads", "head_dim"), self.common.sharding
@@ -131,15 +145,14 @@ class Attention(nn.Module):
         return self._out(out_BTNH, x_BTD.shape[-1]), cache
 
     def _look(self, inputs: LayerInputs):
-        """Mask, bias and rotation: the stack's, narrowed by a window, or by the layer's own."""
-        c, mask, bias, rotation = self.config, inputs.mask, inputs.bias, inputs.rotation
-        if c.window is not None:
-            mask = masks.combine(mask, masks.near(*inputs.order, c.window))
+        """Sight, bias and rotation: the stack's, narrowed by a window, or by the layer's own."""
+        c, bias, rotation = self.config, inputs.bias, inputs.rotation
+        sees = inputs.sees if c.window is None else inputs.sees.near(c.window)
         if c.positions is not None:
             own = c.positions.build(c.heads, c.head_dim, inputs.causal, self.common, "positions")
-            bias = masks.add(bias, own.bias(*inputs.order))
+            bias = (*bias, *own.bias())
             rotation = own.rotate(inputs.positions_BT) or rotation
-        return mask, bias, rotation
+        return sees, bias, rotation
 
     def _normed(self, name: str, x_BTNH: Array) -> Array:
         norm = self.config.qk_norm
@@ -160,10 +173,11 @@ class Attention(nn.Module):
         # T5 leaves the logits unscaled and starts with smaller queries instead: whatever the scale,
         # the logits start with the same variance.
         gain = 1.0 if name != "query" else c.head_dim**-0.5 / c.logit_scale
-        return layers.Linear(
+        projection = layers.Linear(
             (heads, c.head_dim), ("embed",), (axis, "head_dim"), c.bias, self.common, gain,
             name=name,
-        )(x_BTD)  # fmt: skip
+        )  # fmt: skip
+        return checkpoint_name(projection(x_BTD), name)
 
     def _out(self, x_BTNH: Array, width: int) -> Array:
         return layers.Linear(
@@ -176,33 +190,3 @@ def write(cache: dict[str, Array], index: Array, **new: Array) -> dict[str, Arra
     """Puts what this call makes of each name, [B, T, …], into slots index, index + 1, …"""
     update = jax.lax.dynamic_update_slice_in_dim
     return {name: update(cache[name], value, index, axis=1) for name, value in new.items()}
-
-
-def attend(
-    q_BTNH: Float[Array, "B T N H"],
-    k_BSKH: Float[Array, "B S K H"],
-    v_BSKH: Float[Array, "B S K h"],
-    mask: Bool[Array, "_ T S"] | None,
-    bias: Float[Array, "_ N T S"] | None,
-    scale: float | int,
-    soft_cap: float | int | None = None,
-    dropout: float | int = 0.0,
-    dropout_keys: KeyArray | None = None,
-) -> Float[Array, "B T N h"]:
-    """softmax(scale · q·kᵀ + bias, where mask) · v; each key head serves N / K query heads.
-
-    Logits and softmax are float32; the products are in the inputs' dtype.
-    """
-    heads, groups = k_BSKH.shape[2], q_BTNH.shape[2] // k_BSKH.shape[2]
-    q_BTKGH = (q_BTNH * scale).reshape(*q_BTNH.shape[:2], heads, groups, q_BTNH.shape[3])
-    logits_BKGTS = jnp.einsum(
-        "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
-    )
-    if soft_cap is not None:
-        logits_BKGTS = soft_cap * jnp.tanh(logits_BKGTS / soft_cap)
-    if bias is not None:
-        logits_BKGTS += bias.reshape(bias.shape[0], heads, groups, *bias.shape[2:])
-    probs_BKGTS = jax.nn.softmax(masks.apply(logits_BKGTS, mask), axis=-1).astype(v_BSKH.dtype)
-    probs_BKGTS = layers.dropout(probs_BKGTS, dropout, dropout_keys)
-    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", probs_BKGTS, v_BSKH)
-    return out_BTKGH.reshape(*q_BTNH.shape[:3], v_BSKH.shape[3])

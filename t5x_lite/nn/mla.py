@@ -12,8 +12,10 @@ from jaxtyping import Array, Float
 
 from t5x_lite.errors import UserError
 from t5x_lite.nn import layers
-from t5x_lite.nn.attention import LayerInputs, attend, write
+from t5x_lite.nn.attend import attend
+from t5x_lite.nn.attention import LayerInputs, write
 from t5x_lite.nn.positions import rotate
+from t5x_lite.nn.remat import checkpoint_name
 from t5x_lite.partitioning import constrain
 from t5x_lite.types import KeyArray
 
@@ -106,8 +108,9 @@ class _MLA(nn.Module):
             v_BSKH = jnp.einsum("BSR,RNh->BSNh", latent_BSR, value_up)
         q_BTNH = jnp.concatenate([content_BTNC, q_BTNr], axis=-1)
         out_BTNH = attend(
-            q_BTNH, k_BSKH, v_BSKH, inputs.mask, inputs.bias, c.logit_scale, None, c.dropout,
-            layers.fold_in(keys, 0),
+            q_BTNH, k_BSKH, v_BSKH, inputs.sees, inputs.bias, scale=c.logit_scale,
+            dropout=c.dropout, dropout_keys=layers.fold_in(keys, 0), sharding=self.common.sharding,
+            kernel=self.common.attention_kernel, platform=self.common.platform,
         )  # fmt: skip
         if absorb:
             out_BTNH = jnp.einsum("BTNR,RNh->BTNh", out_BTNH, value_up)
@@ -126,16 +129,17 @@ class _MLA(nn.Module):
         if c.query_rank is not None:
             x_BTD, axis = self._down("query", c.query_rank, x_BTD), "latent"
             x_BTD = c.norm.build(self.common, "query_norm")(x_BTD)
-        q_BTNH = layers.Linear(
+        projection = layers.Linear(
             (c.heads, c.content_dim + c.rotary_dim), (axis,), ("heads", "head_dim"), False,
             self.common, name="query",
-        )(x_BTD)  # fmt: skip
+        )  # fmt: skip
+        q_BTNH = checkpoint_name(projection(x_BTD), "query")
         return q_BTNH[..., : c.content_dim], rotate(q_BTNH[..., c.content_dim :], inputs.rotation)
 
     def _latents(self, x_BTD: Array, inputs: LayerInputs) -> tuple[Array, Array]:
         """[B, T, R], and the key [B, T, r] that all heads share, rotated."""
         c = self.config
-        both = self._down("kv", c.kv_rank + c.rotary_dim, x_BTD)
+        both = checkpoint_name(self._down("kv", c.kv_rank + c.rotary_dim, x_BTD), "latent")
         latent_BTR = c.norm.build(self.common, "kv_norm")(both[..., : c.kv_rank])
         return latent_BTR, rotate(both[:, :, None, c.kv_rank :], inputs.rotation)[:, :, 0]
 

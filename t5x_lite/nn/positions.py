@@ -3,13 +3,15 @@
 A kind may act in three places, and leaves out those where it doesn't:
     embed(positions)          is added to the stack's input
     rotate(positions)         gives (sin, cos) for queries and keys of every layer
-    bias(positions_q, positions_k)  is added to the attention logits of every layer
+    bias()                    gives what is added to the attention logits of every layer
 """
 
 import dataclasses
 import math
+from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +19,8 @@ from jaxtyping import Array, Float, Int
 
 from t5x_lite.errors import UserError
 from t5x_lite.nn.layers import Common, param, truncated_normal
+from t5x_lite.nn.lookup import lookup
+from t5x_lite.nn.masks import Visibility
 
 Rotation = tuple[Float[Array, "_ T h"], Float[Array, "_ T h"]]  # one row may serve the batch
 
@@ -32,9 +36,9 @@ class PositionModule(nn.Module):
         """(sin, cos), each [B, T, H / 2]."""
         return None
 
-    def bias(self, pos_q: Int[Array, "B T"], pos_k: Int[Array, "B S"]) -> Array | None:
-        """[B, N, T, S], added to the attention logits."""
-        return None
+    def bias(self) -> "tuple[BucketBias, ...]":
+        """What is added to the attention logits: any number of terms."""
+        return ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,9 +76,10 @@ class _Learned(PositionModule):
         """Rows of the table; beyond its end the last row, which `check_length` prevents."""
         init = truncated_normal(self.config.standard_deviation)
         shape = (self.config.unused + self.config.max_length, width)
-        table = param(self, "embedding", init, ("positions", "embed"), shape)
+        names = ("positions", "embed")
+        table = param(self, "embedding", init, names, shape)
         rows = positions + self.config.unused if self.config.unused else positions
-        return jnp.take(table, rows, axis=0, mode="clip").astype(self.common.dtype)
+        return lookup(table, rows, names, self.common.sharding, self.common.dtype)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -362,15 +367,41 @@ class _RelativeBias(PositionModule):
     common: Common
 
     @nn.compact
-    def bias(self, pos_q, pos_k):
-        """Gathers the buckets' scalars, in float32 as the logits they are added to."""
-        buckets = self.config.buckets
-        shape, names = (buckets, self.heads), ("buckets", "heads")
-        init = truncated_normal(self.common.init.stddev(buckets))
+    def bias(self):
+        """The table of the buckets' scalars, float32 as the logits they are added to."""
+        shape, names = (self.config.buckets, self.heads), ("buckets", "heads")
+        init = truncated_normal(self.common.init.stddev(self.config.buckets))
         table = param(self, "embedding", init, names, shape)
-        distance = pos_k[:, None, :] - pos_q[:, :, None]
-        bucket = relative_bucket(distance, buckets, self.config.max_distance, self.bidirectional)
-        return jnp.moveaxis(table[bucket], -1, 1)
+        return (BucketBias(table, None, self.config.max_distance, self.bidirectional),)
+
+
+@flax.struct.dataclass
+class BucketBias:
+    """A scalar a head and bucket of distance, as the table that any block of it is made from."""
+
+    table: Any  # float32 [buckets, N]
+    whole: Any = None  # float32 [B or 1, N, T, S], where it is stored
+    max_distance: int = flax.struct.field(pytree_node=False, default=128)
+    bidirectional: bool = flax.struct.field(pytree_node=False, default=True)
+
+    def of(self, order_q: Int[Array, "_ T"], order_k: Int[Array, "_ S"]) -> Float[Array, "_ N T S"]:
+        """The bias between any queries and keys: [B or 1, N, T, S] of these numbers' distances."""
+        distance = order_k[:, None, :] - order_q[:, :, None]
+        buckets = self.table.shape[0]
+        bucket = relative_bucket(distance, buckets, self.max_distance, self.bidirectional)
+        return jnp.moveaxis(self.table[bucket], -1, 1)
+
+    def between(self, sees: Visibility) -> Float[Array, "_ N T S"]:
+        """The bias between all queries and keys: stored, or computed now."""
+        return self.of(sees.order_q, sees.order_k) if self.whole is None else self.whole
+
+    def stored(self, sees: Visibility) -> "BucketBias":
+        """The same, computed once between all queries and keys, for all layers that will ask."""
+        return self.replace(whole=self.of(sees.order_q, sees.order_k))
+
+    def bare(self) -> "BucketBias":
+        """The same without what is stored."""
+        return self.replace(whole=None)
 
 
 def relative_bucket(

@@ -7,11 +7,19 @@ import pytest
 
 from t5x_lite.errors import UserError
 from t5x_lite.nn import masks
-from t5x_lite.nn.attention import AttentionConfig, LayerInputs, attend
+from t5x_lite.nn.attend import attend
+from t5x_lite.nn.attention import AttentionConfig, LayerInputs
 from t5x_lite.nn.layers import Common, FanIn
+from t5x_lite.nn.positions import BucketBias
 from t5x_lite.nn.presets.t5 import t5_1_1
 
-run = jax.jit(attend, static_argnums=(5,))
+
+@jax.jit
+def run(q, k, v, mask=None, bias=None, scale=0.3):
+    """Attention with any mask [B, T, S] and any bias [1, N, T, S]."""
+    sees = masks.everything(q.shape[1], k.shape[1]).replace(whole=mask)
+    terms = () if bias is None else (BucketBias(jnp.zeros((2, q.shape[2])), bias),)
+    return attend(q, k, v, sees, terms, scale=scale)
 
 
 def inputs(heads=4, kv_heads=2, dtype=np.float32):
@@ -36,14 +44,14 @@ def by_hand(q, k, v, mask, bias, scale):
 
 def test_attention_is_its_formula():
     q, k, v, mask, bias = inputs()
-    got = run(*map(jnp.asarray, (q, k, v, mask, bias)), 0.3)
+    got = run(*map(jnp.asarray, (q, k, v, mask, bias)))
     np.testing.assert_allclose(got, by_hand(q, k, v, mask, bias, 0.3), atol=1e-6)
 
 
 def test_grouped_heads_equal_repeated_keys():
     q, k, v, mask, bias = map(jnp.asarray, inputs())
-    grouped = run(q, k, v, mask, bias, 0.3)
-    repeated = run(q, jnp.repeat(k, 2, axis=2), jnp.repeat(v, 2, axis=2), mask, bias, 0.3)
+    grouped = run(q, k, v, mask, bias)
+    repeated = run(q, jnp.repeat(k, 2, axis=2), jnp.repeat(v, 2, axis=2), mask, bias)
     np.testing.assert_allclose(grouped, repeated, atol=1e-6)
 
 
@@ -52,7 +60,7 @@ def test_a_query_that_sees_nothing_stays_finite():
     nothing = jnp.zeros_like(mask)
 
     def loss(q):
-        return jnp.sum(attend(q, k, v, nothing, bias, 0.3))
+        return jnp.sum(run(q, k, v, nothing, bias))
 
     value, gradient = jax.jit(jax.value_and_grad(loss))(q)
     assert np.isfinite(value)
@@ -62,7 +70,7 @@ def test_a_query_that_sees_nothing_stays_finite():
 def test_the_softmax_of_bfloat16_inputs_is_float32():
     # 300 equal logits: each weight 1/300 is summed exactly only in float32.
     q, k = jnp.zeros((1, 1, 1, 8), jnp.bfloat16), jnp.zeros((1, 300, 1, 8), jnp.bfloat16)
-    out = run(q, k, jnp.ones((1, 300, 1, 8), jnp.bfloat16), None, None, 1.0)
+    out = run(q, k, jnp.ones((1, 300, 1, 8), jnp.bfloat16))
     assert out.dtype == jnp.bfloat16
     assert float(out[0, 0, 0, 0]) == pytest.approx(1.0, rel=0.01)
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from t5x_lite.errors import UserError
-from t5x_lite.nn import layers, parameters
+from t5x_lite.nn import layers, parameters, scores
 from t5x_lite.nn.bottleneck import BottleneckConfig
 from t5x_lite.nn.embedders import TokenEmbedder, TrigramEmbedder
 from t5x_lite.nn.heads import NoHead, Pooler
@@ -71,7 +71,13 @@ def test_no_two_dropout_sites_share_a_mask(models, family, monkeypatch):
             seen.append(jax.random.key_data(keys_B))
         return x
 
+    def record_queries(keys_B, heads_N, slots_T):
+        record(None, 1, keys_B)
+        return query_keys(keys_B, heads_N, slots_T)
+
+    query_keys = scores.query_keys
     monkeypatch.setattr(layers, "dropout", record)
+    monkeypatch.setattr(scores, "query_keys", record_queries)
 
     @jax.jit
     def run(params, batch, keys):

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from t5x_lite.errors import UserError
-from t5x_lite.nn import parameters
+from t5x_lite.nn import masks, parameters
 from t5x_lite.nn.attention import LayerInputs
 from t5x_lite.nn.cache import init_cache
 from t5x_lite.nn.layers import Common, FanIn
@@ -26,9 +26,11 @@ def attention(config):
     """A module, its parameters and the inputs of one causal row."""
     module = config.build(Common("float32", FanIn()), "attention")
     x_BTD = jax.random.normal(jax.random.key(0), (1, LENGTH, 10))
-    mask = jnp.tril(jnp.ones((LENGTH, LENGTH), bool))[None]
+    order = masks.slots(LENGTH)
     angle = jnp.arange(LENGTH, dtype=jnp.float32)[None, :, None] * jnp.asarray([[[1.0, 0.3]]])
-    inputs = LayerInputs(mask=mask, rotation=(jnp.sin(angle), jnp.cos(angle)))
+    inputs = LayerInputs(
+        sees=masks.Visibility(order, order), rotation=(jnp.sin(angle), jnp.cos(angle))
+    )
     params = module.init(jax.random.key(1), x_BTD, None, inputs, None)["params"]
     params = jax.tree.map(lambda box: box.value, params, is_leaf=lambda b: hasattr(b, "value"))
     return module, jax.tree.map(lambda x: x + 0.3, params), x_BTD, inputs
