@@ -9,6 +9,7 @@ from jaxtyping import Array, Float, Int
 
 from t5x_lite.errors import UserError
 from t5x_lite.nn import layers
+from t5x_lite.nn.lookup import lookup
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,11 +51,11 @@ class TokenEmbedding(nn.Module):
     def __call__(self, inputs: Mapping[str, Array]) -> Float[Array, "B T D"]:
         """Embeds `tokens` and, where there are types, `token_types` (default: type 0)."""
         tokens_BT: Int[Array, "B T"] = inputs["tokens"]
-        x_BTD = self.table_VD[tokens_BT].astype(self.common.dtype) * self.config.scale
+        x_BTD = _rows(self.table_VD, tokens_BT, "vocab", self.common) * self.config.scale
         if self.config.types:
             types = inputs.get("token_types")
             types_BT = jnp.zeros_like(tokens_BT) if types is None else types
-            x_BTD = x_BTD + self.types[types_BT].astype(self.common.dtype)
+            x_BTD = x_BTD + _rows(self.types, types_BT, "token_types", self.common)
         return x_BTD
 
 
@@ -101,7 +102,7 @@ class _TrigramEmbedding(nn.Module):
     def __call__(self, inputs: Mapping[str, Array]) -> Float[Array, "B T D"]:
         """Embeds `tokens` and, where there are types, `token_types` (default: type 0)."""
         tokens_BT: Int[Array, "B T"] = inputs["tokens"]
-        rows_BTd = self.table_VD[tokens_BT].astype(self.common.dtype)
+        rows_BTd = _rows(self.table_VD, tokens_BT, "vocab", self.common)
         segments_BT = inputs.get("segments", jnp.ones_like(tokens_BT))
         trigram_BTd = [
             _neighbour(rows_BTd, segments_BT, 1), rows_BTd, _neighbour(rows_BTd, segments_BT, -1)
@@ -109,8 +110,12 @@ class _TrigramEmbedding(nn.Module):
         x_BTD = self.projection(jnp.concatenate(trigram_BTd, axis=-1))
         if self.config.types:
             types_BT = inputs.get("token_types", jnp.zeros_like(tokens_BT))
-            x_BTD = x_BTD + self.types[types_BT].astype(self.common.dtype)
+            x_BTD = x_BTD + _rows(self.types, types_BT, "token_types", self.common)
         return x_BTD
+
+
+def _rows(table_VD: Array, ids_BT: Array, axis: str, common: layers.Common) -> Array:
+    return lookup(table_VD, ids_BT, (axis, "embed"), common.sharding, common.dtype)
 
 
 def _neighbour(rows_BTd: Array, segments_BT: Array, step: int) -> Array:
