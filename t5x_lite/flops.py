@@ -37,9 +37,21 @@ def _count(jaxpr) -> int:
             (contracted, _), _ = equation.params["dimension_numbers"]
             inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
             total += 2 * inner * math.prod(equation.outvars[0].aval.shape)
+        if equation.primitive.name == "ragged_dot_general":
+            total += _ragged(equation)
         turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
         total += turns * sum(map(_count, jaxprs_in_params(equation.params)))
     return total
+
+
+def _ragged(equation) -> int:
+    """Each row meets one group's kernel, in the product as in its gradients."""
+    numbers = equation.params["ragged_dot_dimension_numbers"]
+    left, right = (variable.aval.shape for variable in equation.invars[:2])
+    (_, contracted), _ = numbers.dot_dimension_numbers
+    met = {*contracted, *numbers.rhs_group_dimensions}
+    free = (size for axis, size in enumerate(right) if axis not in met)
+    return 2 * math.prod(left) * math.prod(free)
 
 
 def peak_flops(devices: list[jax.Device]) -> tuple[float, str]:

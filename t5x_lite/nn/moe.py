@@ -1,22 +1,21 @@
 """A mixture of experts in the FFN's place: each token is sent to the few that its router picks.
 
-Dropless: no expert has a capacity, so a token's result depends on no other token. Tokens are sorted
-by expert, and one ragged product serves all experts (Gale et al. 2022, MegaBlocks).
+Dropless by default: no expert has a capacity, so a token's result depends on no other token. Tokens
+are sorted by expert, and one ragged product serves all experts (Gale et al. 2022, MegaBlocks). How
+they get there is dispatch.py's; what the routers did, for losses and metrics, is loads.py's.
 """
 
 import dataclasses
-from collections.abc import Mapping
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from t5x_lite.errors import UserError
-from t5x_lite.nn import layers
+from t5x_lite.nn import dispatch, layers, loads
 from t5x_lite.nn.ffn import MLPConfig
-from t5x_lite.partitioning import Sharding, constrain
+from t5x_lite.partitioning import constrain
 from t5x_lite.types import KeyArray
 
 
@@ -102,6 +101,7 @@ class _Router(nn.Module):
         c, width = self.config, x_BTD.shape[-1]
         init = layers.truncated_normal(self.common.init.stddev(width))
         kernel = layers.param(self, "kernel", init, ("embed", "router"), (width, self.experts))
+        kernel = constrain(kernel, (None, None), self.common.sharding)
         logits_BTE = jnp.einsum(
             "BTD,DE->BTE", x_BTD.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST
         )
@@ -110,12 +110,18 @@ class _Router(nn.Module):
             zeros = nn.initializers.zeros
             correction = layers.param(self, "correction", zeros, ("router",), (self.experts,))
             ranked_BTE = scores_BTE + jax.lax.stop_gradient(correction)[None, None, :]
-        ranked_BTE = ranked_BTE if c.groups is None else c.groups.keep(ranked_BTE)
-        chosen_BTK = jax.lax.top_k(jax.lax.stop_gradient(ranked_BTE), c.top_k)[1]
+        chosen_BTK = dispatch.of_tokens(
+            self._choose, jax.lax.stop_gradient(ranked_BTE), self.common.sharding
+        )
         weights_BTK = jnp.take_along_axis(scores_BTE, chosen_BTK, axis=-1)
         if c.normalized:  # the tiny number: sigmoids may all be zero
             weights_BTK = weights_BTK / (jnp.sum(weights_BTK, axis=-1, keepdims=True) + 1e-20)
         return chosen_BTK, weights_BTK * c.scale, scores_BTE, logits_BTE
+
+    def _choose(self, ranked_BTE: Float[Array, "B T E"]) -> Int[Array, "B T K"]:
+        groups = self.config.groups
+        ranked_BTE = ranked_BTE if groups is None else groups.keep(ranked_BTE)
+        return jax.lax.top_k(ranked_BTE, self.config.top_k)[1]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -127,12 +133,17 @@ class MoEConfig:
         expert: each of them.
         router: picks and weighs them.
         shared: an MLP that every token passes (DeepSeekMoE: Dai et al. 2024, §3.2).
+        capacity_factor: None: no pick is dropped. Else an expert takes at most this many times its
+            mean number of picks of each row, the first ones; the others add nothing (Lepikhin et
+            al. 2020, §2.2; Fedus et al. 2021, §2.2). Rows, not devices, so that the mesh changes
+            nothing; but training with it isn't what decoding token by token computes.
     """
 
     experts: int
     expert: MLPConfig
     router: RouterConfig
     shared: MLPConfig | None = None
+    capacity_factor: float | int | None = None
 
     def __post_init__(self):
         picked, groups = self.router.top_k, self.router.groups
@@ -140,6 +151,11 @@ class MoEConfig:
             raise UserError(f"top_k={picked} must lie in 1 … experts={self.experts}.")
         if self.expert.bias or self.expert.dropout:
             raise UserError("experts have neither bias nor dropout of their own; leave both out.")
+        if self.capacity_factor is not None and not self.capacity_factor > 0:
+            raise UserError(
+                f"capacity_factor={self.capacity_factor} must be above 0; 1.25 leaves room for "
+                "a little imbalance, None drops nothing."
+            )
         if groups is None:
             return
         if self.experts % groups.groups:
@@ -169,40 +185,49 @@ class _MoE(nn.Module):
         keys: KeyArray | None,
         segments_BT: Int[Array, "_ T"] | None = None,
     ) -> tuple[Float[Array, "B T D"], dict[str, Array]]:
-        """Returns the result, and what a router's losses need of each row: see `statistics`."""
+        """Returns the result, and what a router's losses need of each row: `loads.statistics`."""
         c = self.config
         router = c.router.build(c.experts, self.common, "router")
         chosen_BTK, weights_BTK, scores_BTE, logits_BTE = router(x_BTD)
-        run = _Experts(c.experts, c.expert, self.common, name="experts")
-        out_BTD = run(x_BTD, chosen_BTK, weights_BTK)
+        run = _Experts(c, self.common, name="experts")
+        out_BTD, dropped = run(x_BTD, chosen_BTK, weights_BTK, segments_BT)
         out_BTD = constrain(out_BTD, ("batch", "length", "act_embed"), self.common.sharding)
         if c.shared is not None:
             shared_BTD, _ = c.shared.build(self.common, "shared")(x_BTD, keys)
             out_BTD = out_BTD + shared_BTD
-        return out_BTD, statistics(chosen_BTK, scores_BTE, logits_BTE, segments_BT)
+        aux = loads.statistics(chosen_BTK, scores_BTE, logits_BTE, segments_BT)
+        return out_BTD, {**aux, **dropped}
 
 
 class _Experts(nn.Module):
-    count: int
-    config: MLPConfig
+    config: MoEConfig
     common: layers.Common
 
     @nn.compact
-    def __call__(self, x_BTD: Array, chosen_BTK: Array, weights_BTK: Array) -> Array:
-        c, width, dtype = self.config, x_BTD.shape[-1], self.common.dtype
+    def __call__(
+        self, x_BTD: Array, chosen_BTK: Array, weights_BTK: Array, segments_BT: Array | None
+    ) -> tuple[Array, dict[str, Array]]:
+        """Returns the weighted sums, and how many of each row's picks found no place."""
+        c, width, dtype = self.config.expert, x_BTD.shape[-1], self.common.dtype
         names = ("up", "gate", "down") if c.gated else ("up", "down")
         kernels = {name: self._kernels(name, width, c.hidden).astype(dtype) for name in names}
-        return experts(
-            x_BTD.astype(dtype), chosen_BTK, weights_BTK, kernels, c.activation,
-            self.common.sharding,
-        )  # fmt: skip
+        count, factor = self.config.experts, self.config.capacity_factor
+        tokens, with_them = x_BTD.astype(dtype), (kernels, c.activation, self.common.sharding)
+        if factor is None:
+            return dispatch.dropless(tokens, chosen_BTK, weights_BTK, *with_them), {}
+        size = dispatch.capacity(x_BTD.shape[1], chosen_BTK.shape[-1], count, factor)
+        places_BTK = dispatch.places(chosen_BTK, segments_BT, count)
+        out_BTD = dispatch.with_capacity(
+            tokens, chosen_BTK, weights_BTK, places_BTK, size, *with_them
+        )
+        return out_BTD, {"expert_dropped_B": loads.dropped(places_BTK, size, segments_BT)}
 
     def _kernels(self, name: str, width: int, hidden: int) -> Array:
         sizes, axes, gain = (width, hidden), ("embed", "mlp"), 1.0
         if name == "down":
             sizes, axes, gain = (hidden, width), ("mlp", "embed"), self.common.residual_gain
         init = layers.truncated_normal(gain * self.common.init.stddev(sizes[0]))
-        return _Kernels(init, ("expert", *axes), (self.count, *sizes), name=name)()
+        return _Kernels(init, ("expert", *axes), (self.config.experts, *sizes), name=name)()
 
 
 class _Kernels(nn.Module):
@@ -215,99 +240,3 @@ class _Kernels(nn.Module):
     @nn.compact
     def __call__(self) -> Array:
         return layers.param(self, "kernel", self.initial, self.axes, self.shape)
-
-
-def experts(
-    x_BTD: Float[Array, "B T D"],
-    chosen_BTK: Int[Array, "B T K"],
-    weights_BTK: Float[Array, "B T K"],
-    kernels: Mapping[str, Array],
-    activation: str,
-    sharding: Sharding | None = None,
-) -> Float[Array, "B T D"]:
-    """Σ over a token's experts of weight · expert(x).
-
-    Args:
-        x_BTD: the tokens.
-        chosen_BTK: each token's experts.
-        weights_BTK: their weights.
-        kernels: "up" [E, D, F], "down" [E, F, D] and, of gated experts, "gate" [E, D, F].
-        activation: of the gate, or of `up` where there is none.
-        sharding: each data-parallel device sorts its own rows alone.
-    """
-    rows = _rows_of(activation)
-    if sharding is None or sharding.mesh.size == 1:
-        return rows(x_BTD, chosen_BTK, weights_BTK, dict(kernels))
-    # Left to the compiler, one sort over the whole batch would bring every token to every device.
-    spec = sharding.spec(("batch", None, None), x_BTD.shape)
-    data = PartitionSpec(spec[0])
-    names = {spec[0]} if isinstance(spec[0], str) else set(spec[0])
-    split = jax.shard_map(
-        rows, mesh=sharding.mesh, in_specs=(data, data, data, PartitionSpec()), out_specs=data,
-        axis_names=names,
-    )  # fmt: skip
-    return split(x_BTD, chosen_BTK, weights_BTK, dict(kernels))
-
-
-def _rows_of(activation: str):
-    act = layers.ACTIVATIONS[activation]
-
-    def rows(x_BTD, chosen_BTK, weights_BTK, kernels):
-        width, picked = x_BTD.shape[-1], chosen_BTK.shape[-1]
-        flat_M = chosen_BTK.reshape(-1)  # M = B · T · K
-        order_M = jnp.argsort(flat_M)
-        count = kernels["up"].shape[0]
-        sizes_E = jnp.sum(jax.nn.one_hot(flat_M, count, dtype=jnp.int32), axis=0)
-        sorted_MD = x_BTD.reshape(-1, width)[order_M // picked]
-        hidden_MF = jax.lax.ragged_dot(sorted_MD, kernels["up"], sizes_E)
-        if "gate" in kernels:
-            hidden_MF = act(jax.lax.ragged_dot(sorted_MD, kernels["gate"], sizes_E)) * hidden_MF
-        else:
-            hidden_MF = act(hidden_MF)
-        out_MD = jax.lax.ragged_dot(hidden_MF, kernels["down"], sizes_E)
-        out_BTKD = out_MD[jnp.argsort(order_M)].reshape(*chosen_BTK.shape, width)
-        return jnp.einsum("BTKD,BTK->BTD", out_BTKD, weights_BTK.astype(x_BTD.dtype))
-
-    return rows
-
-
-def statistics(
-    chosen_BTK: Int[Array, "B T K"],
-    scores_BTE: Float[Array, "B T E"],
-    logits_BTE: Float[Array, "B T E"],
-    segments_BT: Int[Array, "_ T"] | None,
-) -> dict[str, Array]:
-    """What a router did, summed over each row's real tokens, so that microbatches add up.
-
-    "expert_load_BE": how often each expert was picked, without gradient. "expert_probs_BE": its
-    share of the scores. "router_z_B": log² of the logits' sum of exponentials (Zoph et al. 2022,
-    §3.1, eq. 5). "router_tokens_B": how many tokens there were.
-    """
-    real_BT = jnp.ones((1, 1)) if segments_BT is None else (segments_BT > 0).astype(jnp.float32)
-    real_BT = jnp.broadcast_to(real_BT, chosen_BTK.shape[:2])
-    picked_BTE = jnp.sum(jax.nn.one_hot(chosen_BTK, scores_BTE.shape[-1]), axis=-2)
-    probs_BTE = scores_BTE / (jnp.sum(scores_BTE, axis=-1, keepdims=True) + 1e-20)
-    z_BT = jnp.square(jax.nn.logsumexp(logits_BTE, axis=-1))
-    return {
-        "expert_load_BE": jnp.einsum("BTE,BT->BE", picked_BTE, real_BT),
-        "expert_probs_BE": jnp.einsum("BTE,BT->BE", probs_BTE, real_BT),
-        "router_z_B": jnp.sum(z_BT * real_BT, axis=-1),
-        "router_tokens_B": jnp.sum(real_BT, axis=-1),
-    }
-
-
-def load_balance(aux: Mapping[str, Array]) -> Float[Array, ""]:
-    """Experts · Σ share of picks · mean probability, averaged over layers; low where balanced.
-
-    Fedus et al. 2021, §2.2, eq. 4, with shares of tokens, which sum to top_k. Takes an `Output`'s
-    aux; not a sum over examples, so microbatches don't add up to the whole batch's.
-    """
-    tokens_L1 = jnp.maximum(jnp.sum(aux["router_tokens_B"], axis=1), 1.0)[:, None]
-    share_LE = jnp.sum(aux["expert_load_BE"], axis=1) / tokens_L1
-    probs_LE = jnp.sum(aux["expert_probs_BE"], axis=1) / tokens_L1
-    return share_LE.shape[-1] * jnp.mean(jnp.sum(share_LE * probs_LE, axis=-1))
-
-
-def router_z_loss(aux: Mapping[str, Array]) -> Float[Array, ""]:
-    """Mean over tokens and layers of log²Z of the router's logits (Zoph et al. 2022, eq. 5)."""
-    return jnp.sum(aux["router_z_B"]) / jnp.maximum(jnp.sum(aux["router_tokens_B"]), 1.0)

@@ -62,8 +62,9 @@ class Progress:
         """Takes what is known at one step; every key may be missing.
 
         Args:
-          row: `step`, `loss`, `grad_norm`, `learning_rate`, `tokens_per_second`; `mfu` and
-            `data_wait` as shares of one; `eval/loss`. Other keys are not shown.
+          row: `step`, `loss`, `grad_norm`, `learning_rate`, `tokens_per_second`; `mfu`,
+            `data_wait` and `expert_dropped` as shares of one; `expert_load_max`, a multiple of the
+            mean; `eval/loss`. Other keys are not shown.
         """
         step = int(row.get("step", self._step))
         # The first mark comes after the compilation, which would spoil the rate.
@@ -107,6 +108,8 @@ class Progress:
             "grad_norm": "grad {:.3g}",
             "learning_rate": "lr {:.2e}",
             "mfu": mfu,
+            "expert_load_max": "experts ≤ {:.2f}×",
+            "expert_dropped": "dropped {:.1%}",
             "data_wait": "wait {:.1%}",
         }
         shown = [form.format(row[key]) for key, form in formats.items() if row.get(key) is not None]

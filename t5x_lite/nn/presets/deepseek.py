@@ -20,6 +20,7 @@ def _size(width, layers, heads, hidden, **others):
         "expert_hidden": None, "experts": None, "top_k": 6, "shared": 2, "dense_layers": 1,
         "groups": None, "scale": 1.0, "normalized": False, "positions": Rotary(),
         "vocab_size": 102_400, "epsilon": 1e-6, "bias": False, "mlp_bias": False, "tied": False,
+        "capacity_factor": None,
         **others,
     }  # fmt: skip
 
@@ -97,6 +98,7 @@ def _deepseek(
         mlp(row["expert_hidden"]),
         router(row["top_k"], row["normalized"], row["scale"], row["groups"]),
         mlp(row["shared"] * row["expert_hidden"], row["mlp_bias"]) if row["shared"] else None,
+        row["capacity_factor"],
     )
     residual, dense = PreNorm(norm, dropout), mlp(row["hidden"], row["mlp_bias"])
     first = (BlockConfig(attention, dense, residual),) * row["dense_layers"]

@@ -17,7 +17,7 @@ def _size(width, layers, heads, kv_heads, hidden, vocab_size=32_000, experts=8):
         "width": width, "layers": layers, "heads": heads, "kv_heads": kv_heads,
         "head_dim": None, "hidden": hidden, "experts": experts, "top_k": 2,
         "vocab_size": vocab_size, "positions": Rotary(1_000_000.0), "epsilon": 1e-5,
-        "window": None, "tied": False,
+        "window": None, "tied": False, "capacity_factor": None,
     }  # fmt: skip
 
 
@@ -47,6 +47,7 @@ def mixtral(
         window=row["window"],
     )
     expert = MLPConfig(row["hidden"], "silu", gated=True)
-    experts = MoEConfig(row["experts"], expert, SoftmaxRouter(row["top_k"]))
+    router, factor = SoftmaxRouter(row["top_k"]), row["capacity_factor"]
+    experts = MoEConfig(row["experts"], expert, router, capacity_factor=factor)
     block = BlockConfig(attention, experts, PreNorm(norm, dropout))
     return decoder_only(row, block, norm, dtype=dtype, scan=scan, remat=remat)
