@@ -13,11 +13,13 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float, Int
 
+from t5x_lite import cross_entropy
+from t5x_lite.cross_entropy import NEVER, Scores
 from t5x_lite.errors import UserError
+from t5x_lite.nn import loads
 from t5x_lite.types import Batch, KeyArray, Output, Params
 
 Apply = Callable[..., Output]  # apply(params, batch, dropout_keys) -> Output
-_NEVER = -0.7 * float(jnp.finfo(jnp.float32).max)
 
 
 @flax.struct.dataclass
@@ -25,10 +27,12 @@ class Sums:
     """What a loss returns for one microbatch.
 
     `terms`: name → sum over examples. `metrics`: name → (sum, weight), reported and not trained.
+    `loads`: `loads.of(output.aux)`, how often each expert was picked, which moves corrections.
     """
 
     terms: Any
     metrics: Any
+    loads: Any = flax.struct.field(default_factory=dict)
 
 
 @runtime_checkable
@@ -36,7 +40,8 @@ class Loss(Protocol):
     """A training loss, Σ coefficient · sum / weight over its terms.
 
     It may also have `heads`, what the model's head must predict (`ModelConfig.predicts`); `reads`,
-    which entries of the batch it reads; and `plain`, the same without what regularises training.
+    which entries of the batch it reads; `plain`, the same without what regularises training; and
+    `check_model(model)`, which raises `UserError` for one that it isn't for.
     """
 
     @property
@@ -60,18 +65,11 @@ class Loss(Protocol):
         """
 
 
-@flax.struct.dataclass
-class Scores:
-    """What the softmax over the vocabulary says of each target; float32 [B, T]."""
-
-    target: Any  # its logit
-    log_z: Any  # log of the sum of exponentials
-    highest: Any  # the largest logit
-    mean: Any  # the mean logit
-
-
 def logits(output: Output) -> Float[Array, "B T V"]:
-    """Float32 logits over the physical vocabulary; its padding is never chosen."""
+    """Float32 logits over the physical vocabulary; its padding is never chosen.
+
+    All of them at once, for decoding and inspection: losses call `score` or `token_logprobs`.
+    """
     head = output.unembedding
     logits_BTV = jnp.einsum(
         "BTD,VD->BTV", output.hidden_BTD, head.kernel_VD, preferred_element_type=jnp.float32
@@ -82,26 +80,13 @@ def logits(output: Output) -> Float[Array, "B T V"]:
         logits_BTV = head.soft_cap * jnp.tanh(logits_BTV / head.soft_cap)
     if head.vocab_size == head.kernel_VD.shape[0]:
         return logits_BTV
-    real = _vocabulary(logits_BTV) < head.vocab_size
-    return jnp.where(real, logits_BTV, _NEVER)
-
-
-def _vocabulary(logits_BTV: Array) -> Int[Array, "1 1 V"]:
-    return jnp.arange(logits_BTV.shape[-1], dtype=jnp.int32)[None, None, :]
+    real = jnp.arange(logits_BTV.shape[-1])[None, None, :] < head.vocab_size
+    return jnp.where(real, logits_BTV, NEVER)
 
 
 def score(output: Output, targets_BT: Int[Array, "B T"]) -> Scores:
-    """Each target's logit and what normalises it."""
-    logits_BTV = logits(output)
-    # Compared with every id instead of gathered: this keeps a vocabulary sharded over devices so.
-    chosen = _vocabulary(logits_BTV) == targets_BT[:, :, None]
-    size = output.unembedding.vocab_size
-    return Scores(
-        target=jnp.sum(jnp.where(chosen, logits_BTV, 0.0), axis=-1),
-        log_z=jax.nn.logsumexp(logits_BTV, axis=-1),
-        highest=jnp.max(logits_BTV, axis=-1),
-        mean=jnp.sum(jnp.where(logits_BTV > _NEVER, logits_BTV, 0.0), axis=-1) / size,
-    )
+    """Each target's logit and what normalises it, in chunks: see `cross_entropy.score`."""
+    return cross_entropy.score(output.hidden_BTD, output.unembedding, targets_BT)
 
 
 def token_logprobs(output: Output, targets_BT: Int[Array, "B T"]) -> Float[Array, "B T"]:
@@ -149,7 +134,8 @@ class CrossEntropy:
         """Sums over the microbatch's targets."""
         del state
         weights_BT = batch["weights"]
-        scores = score(apply(params, batch, keys), batch["targets"])
+        output = apply(params, batch, keys)
+        scores = score(output, batch["targets"])
         smooth = self.label_smoothing
         aim = (1 - smooth) * scores.target + smooth * scores.mean if smooth else scores.target
         terms = {"cross_entropy": jnp.sum((scores.log_z - aim) * weights_BT)}
@@ -157,7 +143,7 @@ class CrossEntropy:
             terms["z_loss"] = jnp.sum(jnp.square(scores.log_z) * weights_BT)
         right = (scores.target >= scores.highest).astype(jnp.float32)
         metrics = {"accuracy": (jnp.sum(right * weights_BT), jnp.sum(weights_BT))}
-        return Sums(terms, metrics)
+        return Sums(terms, metrics, loads.of(output.aux))
 
 
 def _check_smoothing(label_smoothing: float | int) -> None:
@@ -190,10 +176,11 @@ class _OfRows:
     ) -> Sums:
         """Sums over the microbatch's rows."""
         del state
-        losses_B, metrics = self._of_each(apply(params, batch, keys), batch)
+        output = apply(params, batch, keys)
+        losses_B, metrics = self._of_each(output, batch)
         weights_B = batch["label_weights"]
         sums = {name: (jnp.sum(v_B * weights_B), jnp.sum(weights_B)) for name, v_B in metrics}
-        return Sums({self.term: jnp.sum(losses_B * weights_B)}, sums)
+        return Sums({self.term: jnp.sum(losses_B * weights_B)}, sums, loads.of(output.aux))
 
     def _of_each(
         self, output: Output, batch: Batch
@@ -258,7 +245,7 @@ class SpanExtraction(_OfRows):
         for place, name in enumerate(("start_logits", "end_logits")):
             scores_BT = output.aux[name]
             if "segments" in batch:
-                scores_BT = jnp.where(batch["segments"] > 0, scores_BT, _NEVER)
+                scores_BT = jnp.where(batch["segments"] > 0, scores_BT, NEVER)
             target_B, log_z_B, right_B = _choice(scores_BT, batch["spans"][:, place])
             losses.append(log_z_B - target_B)
             rights.append(right_B)
@@ -295,7 +282,8 @@ class MaskedAndPairs:
         weights_B = batch["label_weights"]
         pairs = jnp.sum((log_z_B - target_B) * weights_B)
         right = jnp.sum(right_B * weights_B), jnp.sum(weights_B)
-        return Sums(words.terms | {"pairs": pairs}, words.metrics | {"pairs_accuracy": right})
+        metrics = words.metrics | {"pairs_accuracy": right}
+        return words.replace(terms=words.terms | {"pairs": pairs}, metrics=metrics)
 
 
 def _choice(scores_BC: Float[Array, "B C"], labels_B: Int[Array, " B"]) -> tuple[Array, ...]:

@@ -9,6 +9,7 @@ import dataclasses
 import re
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 
@@ -16,12 +17,17 @@ from t5x_lite.errors import UserError
 from t5x_lite.schedules import Schedule
 from t5x_lite.types import PyTree
 
+MOMENTS = ("float32", "bfloat16")
 Axes = PyTree  # a tree like the parameters', of tuples of logical axis names
 
 
 @dataclasses.dataclass(frozen=True)
 class AdamW:
-    """Adam with decoupled weight decay (Loshchilov and Hutter 2019)."""
+    """Adam with decoupled weight decay (Loshchilov and Hutter 2019).
+
+    `moment_dtype` is how both moments are stored, as DeepSeek-V3 does in bfloat16 (2024, §3.3.2);
+    an update is computed in float32 all the same.
+    """
 
     schedule: Schedule
     b1: float | int = 0.9
@@ -30,10 +36,26 @@ class AdamW:
     weight_decay: float | int = 0.1
     decay: str = r"(kernel|embedding|token_types)$"  # which parameters decay: a regular expression
     clip_norm: float | int | None = 1.0  # of all gradients together; None: no clipping
+    moment_dtype: str = "float32"
+
+    def __post_init__(self):
+        if self.moment_dtype not in MOMENTS:
+            raise UserError(
+                f"moment_dtype={self.moment_dtype!r} must be one of {', '.join(MOMENTS)}."
+            )
+        # A step takes 1 - b of a moment off. Where that is less than half of the distance to the
+        # next number, rounding undoes it, and the moment never shrinks.
+        least = float(jnp.finfo(self.moment_dtype).eps) / 2
+        for name, b in (("b1", self.b1), ("b2", self.b2)):
+            if self.moment_dtype != "float32" and 1 - b <= least:
+                raise UserError(
+                    f"{name}={b} decays by {1 - b:.2g} a step, which {self.moment_dtype} rounds "
+                    f"away; set {name} below {1 - least:.4g} or moment_dtype='float32'."
+                )
 
     def build(self, axes: Axes) -> optax.GradientTransformation:
         """The Optax chain for parameters with these logical axes."""
-        adam = optax.scale_by_adam(self.b1, self.b2, self.epsilon)
+        adam = stored_as(self.moment_dtype, optax.scale_by_adam(self.b1, self.b2, self.epsilon))
         decay = optax.add_decayed_weights(self.weight_decay, mask=decay_mask(self.decay, axes))
         rate = optax.scale_by_learning_rate(self.schedule)
         return relaxed(optax.chain(*clip(self.clip_norm), adam, decay, rate))
@@ -73,6 +95,22 @@ class Adafactor:
 
 
 Optimizer = AdamW | Adafactor
+
+
+def stored_as(dtype: str, rule: optax.GradientTransformation) -> optax.GradientTransformation:
+    """`rule`, of Adam's kind, with the moments in its state kept in `dtype` between steps."""
+
+    def cast(state, to):
+        return state._replace(mu=optax.tree.cast(state.mu, to), nu=optax.tree.cast(state.nu, to))
+
+    def init(params):
+        return cast(rule.init(params), dtype)
+
+    def update(gradients, state, params=None):
+        updates, state = rule.update(gradients, cast(state, jnp.float32), params)
+        return updates, cast(state, dtype)
+
+    return optax.GradientTransformation(init, update)
 
 
 def clip(norm: float | int | None) -> list[optax.GradientTransformation]:

@@ -1,6 +1,7 @@
 """Losses against a NumPy reference that knows neither the padding of the vocabulary nor of rows."""
 
 import math
+import re
 
 import jax
 import jax.numpy as jnp
@@ -8,8 +9,10 @@ import numpy as np
 import optax
 import pytest
 
-from t5x_lite import losses
+from t5x_lite import cross_entropy, losses
+from t5x_lite.cross_entropy import Scores
 from t5x_lite.errors import UserError
+from t5x_lite.partitioning import MeshConfig, Rules, Sharding
 from t5x_lite.types import Output, Unembedding
 
 V, PHYSICAL, D = 11, 16, 6
@@ -155,6 +158,192 @@ def test_impossible_losses_are_refused():
     for options in ({"label_smoothing": 1.0}, {"label_smoothing": -0.1}, {"z_loss": -1e-4}):
         with pytest.raises(UserError, match=next(iter(options))):
             losses.CrossEntropy(**options)
+
+
+# --- in chunks -----------------------------------------------------------------------------------
+
+
+def plain_score(hidden, head, targets):
+    """Scores from all logits at once, which JAX differentiates."""
+    logits = losses.logits(Output(hidden, head))
+    ids = jnp.arange(logits.shape[-1])[None, None, :]
+    real = jnp.where(ids < head.vocab_size, logits, 0.0)
+    return Scores(
+        jnp.sum(jnp.where(ids == targets[:, :, None], logits, 0.0), axis=-1),
+        jax.nn.logsumexp(logits, axis=-1),
+        jax.lax.stop_gradient(jnp.max(logits, axis=-1)),
+        jnp.sum(real, axis=-1) / head.vocab_size,
+    )
+
+
+CHUNKED = {"batch": 8, "length": 12, "width": 16, "vocab": 100, "physical": 104}
+
+
+@pytest.fixture(scope="module")
+def chunked():
+    """(hidden, kernel, bias, targets, cotangents) at initial scale; one target is no id."""
+    rng, c = np.random.default_rng(0), CHUNKED
+    shape = c["batch"], c["length"]
+    targets = rng.integers(0, c["vocab"], shape).astype(np.int32)
+    targets[0, 0] = -100
+    return (
+        rng.standard_normal((*shape, c["width"]), np.float32),
+        rng.standard_normal((c["physical"], c["width"]), np.float32) * c["width"] ** -0.5,
+        rng.standard_normal(c["physical"], np.float32),
+        targets,
+        Scores(*(rng.standard_normal(shape, np.float32) for _ in range(4))),
+    )
+
+
+def scored_with_gradients(of, sharding=None, soft_cap=None, bias=True, dtype=jnp.float32):
+    """Compiled: scores, and the gradients of (hidden, kernel, bias) for any cotangents."""
+
+    @jax.jit
+    def run(hidden, kernel, b, targets, cotangents):
+        def scores(hidden, kernel, b):
+            cast = hidden.astype(dtype), kernel.astype(dtype)
+            head = Unembedding(cast[1], b if bias else None, CHUNKED["vocab"], soft_cap, sharding)
+            return of(cast[0], head, targets)
+
+        result, pull_back = jax.vjp(scores, hidden, kernel, b)
+        return result, pull_back(cotangents)
+
+    return run
+
+
+def on(sharding, arrays):
+    """The arrays laid out over the mesh as a model's are."""
+    axes = ("batch", "length"), ("vocab", "embed"), ("vocab",)
+    names = ((*axes[0], None), axes[1], axes[2], axes[0], Scores(*(axes[0],) * 4))
+    leaves, tree = jax.tree.flatten(arrays)
+    names = tree.flatten_up_to(names)
+    return tree.unflatten(
+        [jax.device_put(x, sharding.named(n, x.shape)) for x, n in zip(leaves, names, strict=True)]
+    )
+
+
+def largest_error(found, expected):
+    """Largest error over largest value, of the worst leaf."""
+    return max(
+        float(np.max(np.abs(np.asarray(a, np.float64) - b)) / np.max(np.abs(b)))
+        for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected), strict=True)
+    )
+
+
+def in_chunks(chunk_bytes):
+    return lambda *arrays: cross_entropy.score(*arrays, chunk_bytes)
+
+
+# 96 tokens and 104 rows: all in one chunk; 3 of tokens and the whole vocabulary; both cut, neither
+# evenly; a logit at a time.
+@pytest.mark.parametrize(
+    "chunk_bytes", [None, 13_400, 1_100, pytest.param(4, marks=pytest.mark.grid)]
+)
+@pytest.mark.parametrize("soft_cap", [None, 2.0])
+def test_chunks_change_neither_scores_nor_gradients(chunked, chunk_bytes, soft_cap):
+    options = {"soft_cap": soft_cap, "bias": soft_cap is None}
+    expected = scored_with_gradients(plain_score, **options)(*chunked)
+    found = scored_with_gradients(in_chunks(chunk_bytes), **options)(*chunked)
+    assert largest_error(found[0], expected[0]) <= 1e-6
+    *gradients, bias = found[1]
+    *others, other_bias = expected[1]
+    assert largest_error(gradients, others) <= 1e-6
+    assert np.any(other_bias) == (soft_cap is None)
+    np.testing.assert_allclose(bias, other_bias, rtol=1e-6, atol=1e-6 * np.abs(other_bias).max())
+
+
+def test_chunks_in_bfloat16_round_as_often_as_all_at_once(chunked):
+    """Gradients are float32 sums of bfloat16 products, both ways: 2^-8 is the unit."""
+    expected = scored_with_gradients(plain_score)(*chunked)
+    found = scored_with_gradients(in_chunks(1_100), dtype=jnp.bfloat16)(*chunked)
+    assert largest_error(found, expected) < 2e-2
+
+
+# Rows over the data axes, the length over "sequence", the vocabulary over "tensor".
+MESHES = {
+    "fsdp_tp_sp": MeshConfig(fsdp=2, tensor=2, sequence=2),
+    "tp": MeshConfig(fsdp=1, tensor=4, replica=2),
+    "fsdp": MeshConfig(fsdp=4, replica=2),
+    # The vocabulary over an axis that splits rows as well.
+    Rules("fsdp_tp", {"vocab": ("tensor", "fsdp"), "embed": ()}): MeshConfig(fsdp=4, tensor=2),
+}
+
+
+@pytest.mark.parametrize("table", [*MESHES], ids=str)
+def test_a_mesh_changes_neither_scores_nor_gradients(chunked, table):
+    sharding = Sharding(MESHES[table].build(), table)
+    arrays = on(sharding, chunked)
+    expected = scored_with_gradients(plain_score, sharding, 2.0)(*arrays)
+    found = scored_with_gradients(in_chunks(1_100), sharding, 2.0)(*arrays)
+    assert largest_error(found, expected) <= 1e-6
+    if isinstance(table, str):  # else the gradient is put there by what uses it
+        assert found[1][1].sharding.is_equivalent_to(arrays[1].sharding, 2)
+
+
+def collectives(text):
+    """(kind, elements of the largest result) of each in a program's text."""
+    found = []
+    for line in text.splitlines():
+        match = re.search(r"= (.*?) (all-\w+|reduce-scatter|collective-permute)(-start)?\(", line)
+        if match:
+            shapes = re.findall(r"\w+\[([\d,]*)\]", match[1])
+            found.append(
+                (match[2], max(math.prod(map(int, filter(None, s.split(",")))) for s in shapes))
+            )
+    return found
+
+
+def test_only_sums_cross_a_divided_vocabulary(chunked):
+    """Four numbers a token there, gradients of hidden states back; no logits, no kernel."""
+    sharding = Sharding(MeshConfig(fsdp=1, tensor=8).build(), "tp")
+    arrays = on(sharding, chunked)
+    text = scored_with_gradients(in_chunks(1_100), sharding).lower(*arrays).compile().as_text()
+    tokens = CHUNKED["batch"] * CHUNKED["length"]
+    sizes = collectives(text)
+    assert {kind for kind, _ in sizes} == {"all-reduce"}
+    assert sorted(size for _, size in sizes) == [tokens, 3 * tokens, tokens * CHUNKED["width"]]
+
+
+def test_all_logits_are_never_stored():
+    """Neither by their shape nor by their size, with the chunks that are chosen unasked."""
+    tokens, length, width, vocab = 2048, 256, 8, 1024
+    shapes = [(tokens // length, length, width), (vocab, width), (tokens // length, length)]
+    dtypes = [jnp.float32, jnp.float32, jnp.int32]
+    arrays = [jax.ShapeDtypeStruct(*pair) for pair in zip(shapes, dtypes, strict=True)]
+
+    def compiled(of):
+        def total(hidden, kernel, targets):
+            scores = of(hidden, Unembedding(kernel, None, vocab - 3), targets)
+            return jnp.sum(scores.log_z - scores.target)
+
+        return jax.jit(jax.grad(total, argnums=(0, 1))).lower(*arrays).compile()
+
+    everything = tokens * vocab * 4
+    plain, chunked = compiled(plain_score), compiled(cross_entropy.score)
+    assert plain.memory_analysis().temp_size_in_bytes >= everything
+    assert chunked.memory_analysis().temp_size_in_bytes < everything / 2
+    largest = [
+        max(math.prod(map(int, s.split(","))) for s in re.findall(r"f32\[([\d,]+)\]", c.as_text()))
+        for c in (plain, chunked)
+    ]
+    assert largest[0] == tokens * vocab
+    assert largest[1] <= tokens * vocab / 4
+
+
+@pytest.mark.parametrize("tokens", [1, 100, 8192])
+@pytest.mark.parametrize("rows", [7, 1000, 131_072])
+@pytest.mark.parametrize("chunk_bytes", [4, 50_000, None])
+def test_chunks_fit_their_budget(tokens, rows, chunk_bytes):
+    plan = cross_entropy._Plan(rows, None, chunk_bytes, None)
+    of_tokens, of_rows = plan.cuts(tokens, rows)
+    size = -(-tokens // of_tokens) * -(-rows // of_rows) * 4
+    default = max(cross_entropy.SMALLEST_CHUNK, tokens * rows * 4 / 8)
+    assert size <= (chunk_bytes or min(default, cross_entropy.LARGEST_CHUNK))
+
+
+def test_a_budget_without_room_is_refused(chunked):
+    with pytest.raises(UserError, match="chunk_bytes=3"):
+        scored_with_gradients(in_chunks(3))(*chunked)
 
 
 # --- one result a row ----------------------------------------------------------------------------

@@ -19,6 +19,7 @@ from t5x_lite.nn.bottleneck import BottleneckConfig
 from t5x_lite.nn.ffn import MLPConfig
 from t5x_lite.nn.mla import MLAConfig
 from t5x_lite.nn.moe import MoEConfig
+from t5x_lite.nn.remat import LAYER_INPUT, checkpoint_name
 from t5x_lite.nn.residual import ResidualConfig
 from t5x_lite.partitioning import constrain
 
@@ -60,6 +61,7 @@ class Block(nn.Module):
         self, x_BTD: Float[Array, "B T D"], cache: Any, layer: Array | int, inputs: LayerInputs
     ) -> LayerResult:
         """Returns the residual stream, and (the layer's cache, its auxiliaries)."""
+        x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
         c, aux, caches = self.config, {}, {}
         keys = layers.fold_in(inputs.dropout_keys, layer)
 

@@ -10,6 +10,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.nn import layers
 from t5x_lite.nn.attention import AttentionConfig, LayerInputs
 from t5x_lite.nn.ffn import MLPConfig
+from t5x_lite.nn.remat import LAYER_INPUT, checkpoint_name
 from t5x_lite.nn.residual import ResidualConfig
 from t5x_lite.partitioning import constrain
 
@@ -60,6 +61,7 @@ class Bottleneck(nn.Module):
         self, x_BTD: Float[Array, "B T D"], cache: Any, layer: Array | int, inputs: LayerInputs
     ) -> tuple[Float[Array, "B T D"], tuple[Any, dict[str, Array]]]:
         """Returns the residual stream, and (the layer's cache, its auxiliaries)."""
+        x_BTD = checkpoint_name(x_BTD, LAYER_INPUT)
         c, keys = self.config, layers.fold_in(inputs.dropout_keys, layer)
         own = None if cache is None else cache["attention"]
         y_BTD, own = self._attend(x_BTD, own, inputs, keys)

@@ -17,13 +17,14 @@ from t5x_lite.nn.heads import (
     QuestionAnswering,
     SequenceClassifier,
 )
+from t5x_lite.nn.kernels import require_kernel
 from t5x_lite.nn.layers import FanIn, Initializer, NormConfig, require_rate
 from t5x_lite.nn.positions import LearnedPositions, PositionsConfig
+from t5x_lite.nn.remat import POLICIES
 
 __all__ = ["BlockConfig", "ModelConfig", "Pattern", "Shared", "StackConfig"]
 
 DTYPES = ("float32", "bfloat16")
-REMAT = ("none", "minimal", "full")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,7 +81,8 @@ class ModelConfig:
     vocab_multiple: int = 128  # the physical vocabulary is rounded up to it: TPU lanes, sharding
     dtype: str = "float32"  # of the computation; parameters are float32
     scan: bool = True  # compile one layer and loop, instead of all layers in a row
-    remat: str = "none"  # recomputed in the backward pass: nothing, all but products, everything
+    attention_kernel: str = "auto"  # of `kernels.KERNELS`
+    remat: str = "none"  # what layers keep for the backward pass: a name of `remat.POLICIES`
 
     def __post_init__(self):
         for name in ("vocab_size", "width", "vocab_multiple"):
@@ -88,8 +90,9 @@ class ModelConfig:
                 raise UserError(f"{name}={getattr(self, name)} must be at least 1.")
         if self.dtype not in DTYPES:
             raise UserError(f"dtype={self.dtype!r} must be one of {', '.join(DTYPES)}.")
-        if self.remat not in REMAT:
-            raise UserError(f"remat={self.remat!r} must be one of {', '.join(REMAT)}.")
+        if self.remat not in POLICIES:
+            raise UserError(f"remat={self.remat!r} must be one of {', '.join(POLICIES)}.")
+        require_kernel(self.attention_kernel)
         if self.encoder is None and self.decoder is None:
             raise UserError("a model needs an encoder, a decoder, or both.")
         self._check_widths()
@@ -149,3 +152,8 @@ class ModelConfig:
             self.decoder.check_length(target_length or length)
         else:
             self.main.check_length(length)
+
+
+def compiled(model: ModelConfig, attention_kernel: str) -> ModelConfig:
+    """The same model, whose attention is computed by another kernel; of `kernels.KERNELS`."""
+    return dataclasses.replace(model, attention_kernel=attention_kernel)

@@ -77,8 +77,9 @@ class _LMHead(nn.Module):
             fixed = jax.lax.stop_gradient(fixed)
             bias = fixed if bias is None else bias + fixed
         unembedding = Unembedding(
-            table_VD.astype(self.common.dtype), bias, self.vocab_size, self.config.soft_cap
-        )
+            table_VD.astype(self.common.dtype), bias, self.vocab_size, self.config.soft_cap,
+            self.common.sharding,
+        )  # fmt: skip
         return Output(x_BTD * self.config.scale, unembedding)
 
 
@@ -118,7 +119,8 @@ class _MaskedLMHead(nn.Module):
         x_BTD = c.norm.build(self.common, "norm")(x_BTD)
         bias = layers.param(self, "bias", nn.initializers.zeros, ("vocab",), (self.physical,))
         kernel_VD = kernel_VD.astype(self.common.dtype)
-        return Output(x_BTD, Unembedding(kernel_VD, bias, self.vocab_size))
+        sharding = self.common.sharding
+        return Output(x_BTD, Unembedding(kernel_VD, bias, self.vocab_size, sharding=sharding))
 
     def _kernel(self, width: int, table_VD: Array) -> Array:
         """Of the unembedding, as wide as the transformed outputs must be."""

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jaxtyping import Array, Float
 
 from t5x_lite.errors import UserError
+from t5x_lite.nn.quantized import QuantizedTraining, multiply
 from t5x_lite.partitioning import Sharding
 from t5x_lite.types import KeyArray
 
@@ -76,6 +77,9 @@ class Common:
     init: Initializer
     residual_gain: float = 1.0
     sharding: Sharding | None = None
+    attention_kernel: str = "auto"
+    platform: str | None = None  # what the program is compiled for; None: for `sharding`'s devices
+    quantized: QuantizedTraining | None = None
 
 
 def param(module: nn.Module, name: str, init, names: Sequence[str], shape: Sequence[int]) -> Array:
@@ -104,7 +108,11 @@ class Linear(nn.Module):
         shape, names = (*inputs, *self.features), (*self.in_axes, *self.out_axes)
         kernel = param(self, "kernel", truncated_normal(stddev), names, shape)
         dtype = self.common.dtype
-        y = jnp.tensordot(x.astype(dtype), kernel.astype(dtype), axes=count)
+        x, kernel, quantized = x.astype(dtype), kernel.astype(dtype), self.common.quantized
+        if quantized is not None and quantized.chosen(self.path):
+            y = multiply(quantized, count, x, kernel)
+        else:
+            y = jnp.tensordot(x, kernel, axes=count)
         if self.bias:
             bias = param(self, "bias", nn.initializers.zeros, self.out_axes, self.features)
             y = y + jnp.expand_dims(bias.astype(dtype), range(y.ndim - bias.ndim))

@@ -17,7 +17,10 @@ from t5x_lite.nn.presets.gpt2 import gpt2
         ({"width": -4}, "width=-4 must be at least 1."),
         ({"vocab_multiple": 0}, "vocab_multiple=0 must be at least 1."),
         ({"dtype": "float16"}, "dtype='float16' must be one of float32, bfloat16."),
-        ({"remat": "some"}, "remat='some' must be one of none, minimal, full."),
+        (
+            {"remat": "some"},
+            "remat='some' must be one of none, minimal, save_qkv_proj, full, offload.",
+        ),
         ({"encoder": None, "decoder": None}, "a model needs an encoder, a decoder, or both."),
         ({"encoder": None}, "a decoder has cross_attention exactly where there is an encoder."),
     ],
