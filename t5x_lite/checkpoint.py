@@ -28,7 +28,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from t5x_lite import folders
+from t5x_lite import distributed, folders
 from t5x_lite.errors import UserError
 from t5x_lite.tensors import (
     Tree,
@@ -85,7 +85,7 @@ class Checkpointer:
             raise UserError(f"{directory} must be a local path; mount the bucket and name that.")
         self.directory = Path(directory).absolute()
         self._keep_last, self._keep_every, self._read_only = keep_last, keep_every, read_only
-        self._report = report or (lambda line: print(line, file=sys.stderr, flush=True))
+        self._report = report or distributed.report
         self._reported: set[str] = set()
         self._passed_over: set[int] = set()  # newer than the restored step, and unusable
         self._current: int | None = None  # the step that was restored or saved last
@@ -180,7 +180,7 @@ class Checkpointer:
         """
         self.wait()
         self._drop_writer()
-        steps = folders.steps(self.directory) if step is None else [self._existing(step)]
+        steps = self._steps() if step is None else [self._existing(step)]
         faults: dict[int, str] = {}
         for candidate in reversed(steps):
             try:
@@ -214,11 +214,11 @@ class Checkpointer:
 
     def _newest_record(self, step: int | None) -> dict[str, Any] | None:
         self.wait()
-        steps = folders.steps(self.directory) if step is None else [self._existing(step)]
+        steps = self._steps() if step is None else [self._existing(step)]
         faults: dict[int, str] = {}
         for candidate in reversed(steps):
             try:
-                record = self._record(candidate)
+                record = _in_all_processes(functools.partial(self._record, candidate))
             except UnusableError as error:
                 faults[candidate] = str(error)
                 continue
@@ -232,8 +232,12 @@ class Checkpointer:
     def _folder(self, step: int) -> Path:
         return self.directory / str(step)
 
+    def _steps(self) -> list[int]:
+        """The steps that process 0 sees: a network file system may show others an older state."""
+        return json.loads(distributed.exchange(json.dumps(folders.steps(self.directory)))[0])
+
     def _existing(self, step: int) -> int:
-        if step not in folders.steps(self.directory):
+        if step not in self._steps():
             raise UserError(
                 f"no checkpoint of step {step} in {self.directory}; there are {self.all_steps()}."
             )
@@ -274,12 +278,17 @@ class Checkpointer:
         return record
 
     def _load(self, step: int, like: Tree, partial: bool) -> Restored:
-        record = self._record(step)
         wanted = flatten(like)
-        mismatch = difference(record["tensors"], wanted, partial)
-        if mismatch:
-            raise UnusableError(mismatch)
-        arrays = dict(read(self._folder(step) / "state", wanted))
+
+        def read_here() -> tuple[dict[str, Any], dict[str, jax.Array]]:
+            record = self._record(step)
+            mismatch = difference(record["tensors"], wanted, partial)
+            if mismatch:
+                raise UnusableError(mismatch)
+            return record, dict(read(self._folder(step) / "state", wanted))
+
+        # A digest takes the devices of all processes, so none may have given up before.
+        record, arrays = _in_all_processes(read_here)
         for path, value in digest(arrays).items():
             if value != record["tensors"][path]["digest"]:
                 raise UnusableError(f"{path} is not what was saved (its digest differs)")
@@ -293,6 +302,7 @@ class Checkpointer:
         _quieten_orbax()
         if self._writer is None:
             self._clear_the_way(step)
+            distributed.exchange("")  # no process writes before the way is clear
             self._writer = ocp.CheckpointManager(
                 self.directory,
                 options=ocp.CheckpointManagerOptions(
@@ -309,7 +319,7 @@ class Checkpointer:
 
     def _list_files(self) -> None:
         """Runs in Orbax's thread when all is written, just before the folder is committed."""
-        if jax.process_index() == 0:
+        if distributed.is_first():
             (folder,) = self.directory.glob(f"{self._in_flight}{folders.TEMPORARY}*")
             folders.list_files(folder)
 
@@ -318,7 +328,7 @@ class Checkpointer:
 
         A bad folder must not stay among the good ones: it would count as one of the last to keep.
         """
-        if jax.process_index() != 0:
+        if not distributed.is_first():
             return
         for path in folders.entries(self.directory):
             if folders.TEMPORARY in path.name:
@@ -350,6 +360,19 @@ class Checkpointer:
         if writer is not None:
             with contextlib.suppress(Exception):
                 writer.close()
+
+
+def _in_all_processes(attempt: Callable[[], Any]) -> Any:
+    """What `attempt` gives here; raises `UnusableError` where it did in any process."""
+    result, fault = None, ""
+    try:
+        result = attempt()
+    except UnusableError as error:
+        fault = str(error)
+    for found in distributed.exchange(fault):
+        if found:
+            raise UnusableError(found)
+    return result
 
 
 def write_one_by_one(

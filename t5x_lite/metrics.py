@@ -118,6 +118,16 @@ class MetricsLog:
         return UserError(f"{self.path} cannot be {what}: {error.strerror or error}.")
 
 
+class NoLog(MetricsLog):
+    """Of a process whose rows another one, process 0, writes."""
+
+    def write(self, step: int | np.integer, **values: Any) -> None:
+        """Writes nothing."""
+
+    def cut_back(self, step: int) -> None:
+        """Drops nothing."""
+
+
 def _plain(name: str, value: Any) -> Any:
     """The JSON value for a Python or NumPy scalar."""
     if isinstance(value, np.generic | np.ndarray) and value.ndim == 0:

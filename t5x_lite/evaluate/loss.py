@@ -9,6 +9,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from t5x_lite import distributed
 from t5x_lite.data.pipeline import Batches
 from t5x_lite.data.tasks import Trainable
 from t5x_lite.data.vocabularies import Vocabulary
@@ -17,7 +18,7 @@ from t5x_lite.evaluate import ngram
 from t5x_lite.evaluate.predictions import measure
 from t5x_lite.losses import CrossEntropy, Loss
 from t5x_lite.nn.config import ModelConfig
-from t5x_lite.partitioning import MeshConfig, Sharding
+from t5x_lite.partitioning import MeshConfig, Rules, Sharding
 from t5x_lite.train.evaluation import make_evaluate
 from t5x_lite.train.loop import check_fit
 from t5x_lite.train.restore import restore_params
@@ -37,7 +38,7 @@ def evaluate(
     max_tokens: int | None = None,
     loss: Loss = CrossEntropy(),  # noqa: B008 - frozen
     mesh: MeshConfig = MeshConfig(),  # noqa: B008 - frozen
-    rules: str = "fsdp",
+    rules: str | Rules = "fsdp",
 ) -> dict[str, float | int]:
     """Prints and returns loss and metrics on the validation split, of a mixture on each task's.
 
@@ -54,7 +55,7 @@ def evaluate(
             predictions.py.
         loss: the training loss; what regularises is left out.
         mesh: devices along each mesh axis.
-        rules: rule table of `partitioning.RULES`.
+        rules: which mesh axes split what: parts of `partitioning.PARTS`, joined by "_".
 
     Returns:
         `step`, `loss` in nats per target token, `accuracy`, `perplexity`, `bits_per_byte`; of a
@@ -72,7 +73,7 @@ def evaluate(
     check_fit(model, task, next(iter(held_out.values())), loss)
     vocabulary = task.load_vocabulary()
     params, step = restore_params(model, model_dir, step, sharding, vocabulary.fingerprint)
-    console = Console()
+    console = Console(quiet=not distributed.is_first())
     with console.status(f"evaluating {sum(map(len, held_out.values()))} batches"):
         apply = model_apply(model, sharding)
         row = make_evaluate(apply, loss, held_out, sharding)(params)

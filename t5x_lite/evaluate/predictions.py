@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
+from t5x_lite import distributed
 from t5x_lite.data.converters import Row
 from t5x_lite.data.objectives import ExtractiveQA, Sides
 from t5x_lite.data.objectives.base import NONE
@@ -99,7 +100,11 @@ class _Answering:
     def _outputs(self, held_out: Batches) -> Iterator[tuple[Row, dict[str, np.ndarray]]]:
         """Each batch with what the head puts into `aux`."""
         apply = model_apply(self.model, self.sharding)
-        outputs = jax.jit(lambda params, batch: apply(params, batch).aux)
+        # Every process gets the outputs of all rows.
+        outputs = jax.jit(
+            lambda params, batch: apply(params, batch).aux,
+            out_shardings=self.sharding.replicated(),
+        )
         for batch in iterate(held_out):
             placed = next(on_mesh(iter([batch]), self.sharding))
             yield batch, jax.tree.map(np.asarray, outputs(self.params, placed))
@@ -137,6 +142,11 @@ class _Answering:
         return _texts(task, [spans[record] for record in range(whole)])
 
     def _written(self, task: Task, size: int, sides: Sides) -> Answers:
+        if (processes := distributed.process_count()) > 1:
+            raise UserError(
+                f"metrics of generated text are computed by one process, not {processes}: leave "
+                f"METRICS out, or evaluate with --processes 1."
+            )
         vocabulary = task.own_vocabulary
         objective = dataclasses.replace(task.objective, packing=NONE, too_long=TRIM)
         alone = dataclasses.replace(task, objective=objective)

@@ -1,13 +1,13 @@
 """From a run's checkpoints to a state: for resuming, and parameters alone for evaluating."""
 
 import contextlib
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 
+from t5x_lite import distributed
 from t5x_lite.checkpoint import Checkpointer
 from t5x_lite.data.pipeline import Batches, Origin
 from t5x_lite.data.tasks import Trainable
@@ -62,7 +62,7 @@ def _begun_with(fresh: Params, model: ModelConfig, model_dir: str, sharding: Sha
         params = stored.read_all_but(head)
     if stored.lacks:
         drawn = ", ".join(stored.lacks)
-        print(f"{model_dir} has another head than this model; drawn anew: {drawn}", file=sys.stderr)
+        distributed.report(f"{model_dir} has another head than this model; drawn anew: {drawn}")
     return params if model.scan else parameters.unstack_layers(params)
 
 
@@ -91,7 +91,7 @@ def resumed(
             f"with it by --allow_data_change, or give another --model_dir."
         )
     batches = make_batches()
-    print(f"the data changed ({shown(changed)}); going on as allowed.", file=sys.stderr)
+    distributed.report(f"the data changed ({shown(changed)}); going on as allowed.")
     return make_batches(origin=batches.origin_at(step, saved.get("cursors", {})))
 
 
