@@ -21,7 +21,7 @@ if [ "${1:-}" = --parity ] || [ "${1:-}" = --make_golden ]; then
     -o addopts="--import-mode=importlib --strict-markers" tests/parity "${@:2}" < /dev/null
 fi
 
-make_environment .venv-test test,hub,curate,datasets tests/hub/requirements.txt
+make_environment .venv-test test,hub,curate,datasets,tune,tpu tests/hub/requirements.txt
 export PATH="$PWD/.venv-test/bin:$PATH"
 ruff check .
 ruff format --check .

@@ -70,6 +70,7 @@ def build_parser() -> Parser:
     _add_generate(verbs)
     _add_plot(verbs)
     _add_convert(verbs)
+    _add_fit(verbs)
     return parser
 
 
@@ -147,8 +148,16 @@ def _add_train(verbs: Any) -> None:
     verb.add_argument(
         "--dry_run",
         action="store_true",
-        help="print the table of parameters, without allocating any, and stop; needs no more than "
-        "a model file: --gin_file models/t5_1_1/small.gin",
+        help="print every parameter's part on a device, without allocating any, and what a device "
+        "holds in all, and stop; needs no more than a model file: --gin_file "
+        "models/t5_1_1/small.gin",
+    )
+    verb.add_argument(
+        "--devices",
+        type=int,
+        metavar="N",
+        help="of --dry_run: how many there are, for a mesh with an axis of -1; default: as many as "
+        "are here",
     )
     verb.add_argument(
         "--allow_data_change",
@@ -156,6 +165,20 @@ def _add_train(verbs: Any) -> None:
         help="resume although the data, its order or the vocabulary changed since the checkpoint: "
         "each task goes on as far into its epoch as it was",
     )
+    _add_processes(verb)
+
+
+def _add_processes(verb: Parser) -> None:
+    group = verb.add_argument_group(
+        "several processes",
+        "The same command on every host. On TPU pods, Slurm, GKE and Open MPI they find each other "
+        "by themselves; elsewhere give these three, or JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES "
+        "and JAX_PROCESS_ID.",
+    )
+    add = group.add_argument
+    add("--coordinator", metavar="HOST:PORT", help="of process 0, with a port that is free there")
+    add("--processes", type=int, metavar="N", help="how many; 1: alone, whatever the cluster")
+    add("--process", type=int, metavar="I", help="which one this is, counted from 0")
 
 
 def _add_eval(verbs: Any) -> None:
@@ -181,6 +204,7 @@ def _add_eval(verbs: Any) -> None:
         metavar="N",
         help="the most tokens of an answer that metrics judge; default: as targets have",
     )
+    _add_processes(verb)
 
 
 def _add_generate(verbs: Any) -> None:
@@ -226,6 +250,35 @@ def _add_plot(verbs: Any) -> None:
     _add_model_dir(verb, "where `train` wrote")
     verb.add_argument("--out", metavar="FILE", help="the picture; default: DIR/loss.png")
     verb.set_defaults(verb="plot")
+
+
+def _add_fit(verbs: Any) -> None:
+    verb = verbs.add_parser(
+        "fit",
+        help="fit scaling laws to measured losses",
+        description="Fits Chinchilla's laws to runs of several sizes, by every method that the "
+        "points allow, and writes all numbers to OUT/fit.json. --n, --d, --c and --loss say which "
+        "column holds what; two of N, D and C suffice, with C = 6ND.",
+        epilog="example:\n  t5x_lite fit runs.csv --n params --d tokens --out fits/runs",
+    )
+    add = verb.add_argument
+    add("points", metavar="POINTS", help="a .csv, .tsv or .jsonl file, a run in each row")
+    add("--n", metavar="COL", help="parameters")
+    add("--d", metavar="COL", help="training tokens")
+    add("--c", metavar="COL", help="training FLOPs")
+    add("--loss", metavar="COL", default="loss", help="the last loss, in nats; default: loss")
+    add("--sparsity", metavar="COL", help="share of weights that are zero; N counts them too")
+    add("--final", metavar="COL", help="true in rows of runs that have ended; others are left out")
+    add("--drop_highest", type=int, default=0, metavar="K", help="leave out the K highest losses")
+    flops = ("given", "6nd")
+    add("--flops", choices=flops, help="where N, D and C are given, and C isn't 6ND throughout")
+    add("--delta", type=float, metavar="X", help="of the Huber loss of log-losses; default: 0.001")
+    add("--bootstraps", type=int, metavar="N", help="draws for the intervals; default: 1000")
+    add("--seed", type=int, metavar="N", help="of starts and draws; default: 0")
+    add("--target", type=float, metavar="C", help="FLOPs to predict the best size and loss for")
+    add("--force", action="store_true", help="predict, however far beyond the fitted compute")
+    add("--out", required=True, metavar="DIR", help="where fit.json goes")
+    verb.set_defaults(verb="fit")
 
 
 def _add_convert(verbs: Any) -> None:

@@ -58,29 +58,32 @@ def train_tokenizer(args: argparse.Namespace) -> None:
 def train(args: argparse.Namespace) -> None:
     """A training run, or with --dry_run the table of what it would train."""
     if args.dry_run:
-        configure(args, "t5x_lite.train.describe.describe", model="%MODEL")()
+        run = configure(args, "t5x_lite.train.describe.describe", model="%MODEL")
+        run(**given(args, "devices"))
         return
     if args.model_dir is None:
         raise UserError("train needs --model_dir, where to write checkpoints and logs.")
     run = configure(args, "t5x_lite.train.loop.train")
     config_text = gin.config_str()
-    try:
-        run(
-            model_dir=args.model_dir,
-            config_text=config_text,
-            allow_data_change=args.allow_data_change,
-        )
-    except (KeyboardInterrupt, SystemExit):  # stopped by the user; train has saved
-        write_operative_config(args.model_dir, config_text)
-        raise
-    write_operative_config(args.model_dir, config_text)
+    options = {"model_dir": args.model_dir, "allow_data_change": args.allow_data_change}
+    with among_processes(args, config_text, options) as is_first:
+        try:
+            run(config_text=config_text, **options)
+        except (KeyboardInterrupt, SystemExit):  # stopped by the user; train has saved
+            if is_first:
+                write_operative_config(args.model_dir, config_text)
+            raise
+        if is_first:
+            write_operative_config(args.model_dir, config_text)
 
 
 def evaluate(args: argparse.Namespace) -> None:
     """Held-out loss and metrics of a checkpoint."""
     run = configure(args, "t5x_lite.evaluate.loss.evaluate")
-    options = given(args, "step", "max_tokens")
-    run(model_dir=args.model_dir, baselines=args.baselines, **options)
+    options = {"model_dir": args.model_dir, "baselines": args.baselines}
+    options |= given(args, "step", "max_tokens")
+    with among_processes(args, gin.config_str(), options):
+        run(**options)
 
 
 def generate(args: argparse.Namespace) -> None:
@@ -98,6 +101,18 @@ def plot(args: argparse.Namespace) -> None:
     print(plot_loss(args.model_dir, args.out))
 
 
+def fit(args: argparse.Namespace) -> None:
+    """Scaling laws through measured points."""
+    from t5x_lite.scaling import fit, points, show
+
+    names = ("n", "d", "c", "loss", "sparsity", "final", "drop_highest", "flops")
+    found = points.read(args.points, **given(args, *names))
+    options = given(args, "delta", "bootstraps", "seed", "target", "force")
+    result = fit.fit(found, **options)
+    show.show(result)
+    print(fit.write(result, args.out))
+
+
 def convert_from_hf(args: argparse.Namespace) -> None:
     """A published model as a run's folder."""
     from t5x_lite.hub.convert import from_hf
@@ -110,6 +125,19 @@ def convert_to_hf(args: argparse.Namespace) -> None:
     run = configure(args, "t5x_lite.hub.convert.to_hf", model="%MODEL", task="%TASK")
     options = given(args, "step", "dtype", "tokenizer")
     run(model_dir=args.model_dir, destination=args.destination, **options)
+
+
+@contextlib.contextmanager
+def among_processes(
+    args: argparse.Namespace, config_text: str, options: dict[str, Any]
+) -> Iterator[bool]:
+    """Joins the run's other processes, if there are any; yields whether this is the first one."""
+    from t5x_lite import distributed
+
+    place = distributed.find_place(args.coordinator, args.processes, args.process)
+    given = [f"--{name} {value}" for name, value in options.items()]
+    with distributed.joined(place, "\n".join([*given, config_text])):
+        yield distributed.is_first()
 
 
 def given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
@@ -398,6 +426,7 @@ VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
     "plot": plot,
     "convert from-hf": convert_from_hf,
     "convert to-hf": convert_to_hf,
+    "fit": fit,
 }
 
 

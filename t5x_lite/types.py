@@ -39,13 +39,15 @@ class Unembedding:
     """The last matrix product, not yet done: logits = hidden · kernelᵀ + bias.
 
     The kernel has the physical vocabulary's rows; those from `vocab_size` on are padding.
-    With a soft cap they become cap · tanh(logits / cap).
+    With a soft cap they become cap · tanh(logits / cap). `sharding` is the model's
+    `partitioning.Sharding` or None: a loss that works in chunks has to know the layout.
     """
 
     kernel_VD: Any
     bias_V: Any
     vocab_size: int = flax.struct.field(pytree_node=False)
     soft_cap: float | int | None = flax.struct.field(pytree_node=False, default=None)
+    sharding: Any = flax.struct.field(pytree_node=False, default=None)
 
 
 @flax.struct.dataclass

@@ -1,6 +1,7 @@
 """Every strict mode on: eight devices, no silent promotion, warnings are errors, shapes checked."""
 
 import importlib.metadata
+import importlib.util
 import os
 import pathlib
 
@@ -20,12 +21,22 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_llvm_disable_expensive_passes=true",
     ]
 )
+# For the TPU compiler, which needs no TPU: no questions to a metadata server, no log, and a copy in
+# each worker.
+os.environ |= {
+    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
+    "TPU_WORKER_HOSTNAMES": "localhost",
+    "TPU_SKIP_MDS_QUERY": "1",
+    "TPU_LOG_DIR": "disabled",
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+}
 
 from jaxtyping import install_import_hook  # noqa: E402
 
 install_import_hook("t5x_lite", "beartype.beartype")
 
 import jax  # noqa: E402
+import pytest  # noqa: E402
 
 jax.config.update("jax_numpy_dtype_promotion", "strict")
 jax.config.update("jax_numpy_rank_promotion", "raise")
@@ -34,3 +45,29 @@ CACHE = os.environ.get("T5X_LITE_TEST_CACHE", pathlib.Path.home() / ".cache" / "
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+@pytest.fixture(scope="session")
+def tpu():
+    """`tpu("v5e:2x4", num_slices=2)`: devices that programs can be compiled for, not run on."""
+    if importlib.util.find_spec("libtpu") is None:
+        pytest.skip("no libtpu, the TPU compiler: pip install t5x_lite[test,tpu]")
+    from jax.experimental.topologies import get_topology_desc
+
+    return lambda name, **options: (
+        get_topology_desc(platform="tpu", topology_name=name, **options).devices
+    )
+
+
+@pytest.fixture
+def uncached():
+    """Keeps a test's programs out of the cache, which can't load those for a TPU again."""
+    from jax.experimental.compilation_cache import compilation_cache
+
+    def switch(on):
+        jax.config.update("jax_enable_compilation_cache", on)
+        compilation_cache.reset_cache()  # whether there is one is asked only once
+
+    switch(False)
+    yield
+    switch(True)

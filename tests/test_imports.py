@@ -12,7 +12,7 @@ PACKAGE = Path(__file__).parent.parent / "t5x_lite"
 # the foundation, and each part itself.
 FOUNDATION = {"t5x_lite", "errors", "types"}
 MODEL = {"nn", "partitioning"}
-PURE = {"losses", "optim", "schedules", "flops", "tensors"}
+PURE = {"cross_entropy", "losses", "router_losses", "optim", "schedules", "flops", "tensors"}
 TABLE = {
     "t5x_lite": set(),
     "errors": set(),
@@ -25,16 +25,22 @@ TABLE = {
     "data": {"metrics"},
     "nn": {"partitioning"},
     "flops": MODEL,
-    "losses": MODEL,
+    "cross_entropy": MODEL,
+    "losses": MODEL | {"cross_entropy"},
+    "router_losses": MODEL | {"losses"},
     "optim": MODEL | {"schedules", "tensors"},
-    "checkpoint": {"partitioning", "tensors", "folders"},
-    "train": MODEL | PURE | {"data", "metrics", "checkpoint"},
+    "rollcall": set(),
+    "distributed": {"rollcall"},
+    "checkpoint": {"partitioning", "tensors", "folders", "distributed"},
+    "train": MODEL | PURE | {"data", "metrics", "checkpoint", "distributed"},
     "decode": MODEL | {"losses"},
-    "evaluate": MODEL | PURE | {"data", "metrics", "checkpoint", "decode", "train"},
+    "evaluate": MODEL | PURE | {"data", "metrics", "checkpoint", "decode", "train", "distributed"},
     "serve": MODEL | {"data", "checkpoint", "decode", "train"},
     "hub": MODEL | {"data", "checkpoint", "train"},
+    "scaling": set(),
+    "aot": set(),
     "arguments": set(),
-    "cli": {"arguments", "data", "train", "evaluate", "serve", "hub"},
+    "cli": {"arguments", "distributed", "data", "train", "evaluate", "serve", "hub", "scaling"},
     "__main__": {"cli"},
 }
 # Parts of the table's rows that may see one file or two of another part only.
@@ -51,6 +57,7 @@ NARROW = {
 FORBIDDEN = {
     "metrics": {"jax", "flax", "optax", "orbax"},
     "data": {"jax", "flax", "optax", "orbax", "tensorflow"},
+    "scaling": {"jax", "flax", "optax", "orbax"},
     "arguments": {"jax", "numpy", "gin"},
 }
 CORE = {

@@ -45,12 +45,17 @@ def scanned(config: ModelConfig) -> ModelConfig:
     return dataclasses.replace(config, scan=True)
 
 
+def _plain(config: ModelConfig) -> ModelConfig:
+    """The same with attention that runs anywhere: parameters are made where no kernel runs."""
+    return dataclasses.replace(config, attention_kernel="plain")
+
+
 def init(config: ModelConfig, key: KeyArray) -> Params:
     """The model's initial parameters, float32; the same whether scanned or unrolled.
 
     Run it under `jax.jit`: eager bits differ.
     """
-    variables = Transformer(scanned(config)).init(key, smallest_batch(config))
+    variables = Transformer(_plain(scanned(config))).init(key, smallest_batch(config))
     params = jax.tree.map(lambda box: box.value, variables["params"], is_leaf=_is_box)
     return params if config.scan else unstack_layers(params)
 
@@ -60,7 +65,7 @@ def abstract(config: ModelConfig) -> tuple[PyTree, PyTree]:
     """Every parameter's shape and dtype, and its logical axis names; allocates nothing."""
     batch = jax.eval_shape(lambda: smallest_batch(config))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    boxed = jax.eval_shape(Transformer(config).init, key, batch)["params"]
+    boxed = jax.eval_shape(Transformer(_plain(config)).init, key, batch)["params"]
     shapes = jax.tree.map(lambda box: box.value, boxed, is_leaf=_is_box)
     axes = jax.tree.map(lambda box: box.names, boxed, is_leaf=_is_box)
     return shapes, axes

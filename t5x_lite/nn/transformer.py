@@ -5,13 +5,15 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from t5x_lite.nn import layers, masks
+from t5x_lite.nn import kernels, layers, masks, pipeline
 from t5x_lite.nn.attention import LayerInputs
 from t5x_lite.nn.blocks import ACTIVATION, Round, concatenate
 from t5x_lite.nn.cache import Cache, write_slots
 from t5x_lite.nn.config import ModelConfig, StackConfig
 from t5x_lite.nn.heads import HeadInputs
 from t5x_lite.nn.positions import PositionModule
+from t5x_lite.nn.quantized import QuantizedTraining
+from t5x_lite.nn.remat import rematerialised
 from t5x_lite.partitioning import Sharding, constrain
 from t5x_lite.types import Batch, KeyArray, Output
 
@@ -34,12 +36,12 @@ class Stack(nn.Module):
         `inputs` brings what only the caller knows: the encoder's output and the dropout keys.
         """
         c = self.config
+        # The first layer that has attention; learned positions need none.
+        found = (getattr(block, "attention", None) for block in c.blocks)
+        attention = next(filter(None, found), None)
+        heads, size = (attention.heads, attention.head_dim) if attention else (0, 0)
         positions = PositionModule()
         if c.positions is not None:
-            # The first layer that has attention; learned positions need none.
-            found = (getattr(block, "attention", None) for block in c.blocks)
-            attention = next(filter(None, found), None)
-            heads, size = (attention.heads, attention.head_dim) if attention else (0, 0)
             positions = c.positions.build(heads, size, c.causal, self.common, "positions")
         pos_BT = _positions(batch, x_BTD.shape[1], cache)
         placed = positions.embed(pos_BT, x_BTD.shape[2])
@@ -53,6 +55,8 @@ class Stack(nn.Module):
             x_BTD = c.input_projection.build(self.width, self.common, "input_projection")(x_BTD)
         x_BTD = constrain(x_BTD, ACTIVATION, self.common.sharding)
         cache, inputs = _look(c.causal, cache, batch, pos_BT, positions, inputs)
+        if self._is_plain(inputs, x_BTD, heads, size):
+            inputs = inputs.stored()
         x_BTD, (caches, aux) = self._layers(x_BTD, cache, inputs)
         if c.final_norm is not None:
             x_BTD = c.final_norm.build(self.common, "final_norm")(x_BTD)
@@ -61,25 +65,41 @@ class Stack(nn.Module):
             cache = cache.replace(layers=caches, index=cache.index + pos_BT.shape[1])
         return x_BTD, cache, aux
 
+    def _is_plain(self, inputs, x_BTD, heads: int, size: int) -> bool:
+        """Whether layers, as far as they are alike, will look at whole masks and biases."""
+        common, sees = self.common, inputs.sees
+        shape = x_BTD.shape[0], heads, sees.order_q.shape[1], sees.order_k.shape[1]
+        work = kernels.Work.of(shape, size, common.dtype, sees, inputs.bias)
+        asked, platform = common.attention_kernel, common.platform
+        return kernels.choose(asked, platform, work, common.sharding) == "plain"
+
     def _layers(self, x_BTD, cache, inputs):
         caches, auxiliaries = {}, []
         for section in self.config.sections:
             own = None if cache is None else cache.layers[section.name]
-            run = (
-                self._scanned
-                if self.scan and section.name in ("layers", "shared")
-                else self._unrolled
-            )
+            run = self._how(section, cache)
             x_BTD, (caches[section.name], aux) = run(section, x_BTD, own, inputs)
             if isinstance(section.block, Round):  # [rounds, layers of one] → [layers]
                 aux = jax.tree.map(lambda leaf: leaf.reshape(-1, *leaf.shape[2:]), aux)
             auxiliaries.append(aux)
         return x_BTD, (caches, concatenate(auxiliaries))
 
+    def _how(self, section, cache):
+        if not (self.scan and section.name in ("layers", "shared")):
+            return self._unrolled
+        # Decoding, a token at a time, has no microbatches to fill a pipeline with.
+        piped = section.stacked and cache is None and pipeline.stages(self.common.sharding) > 1
+        return self._piped if piped and not self.is_initializing() else self._scanned
+
+    def _piped(self, section, x_BTD, caches, inputs):
+        module = rematerialised(section.block.module(), self.remat, scan=True)
+        x_BTD, aux = pipeline.run(module, section, self.common, self.scope, x_BTD, inputs)
+        return x_BTD, (caches, aux)
+
     def _scanned(self, section, x_BTD, caches, inputs):
         block = section.block
         scanned = nn.scan(
-            _rematerialised(block.module(), self.remat, scan=True),
+            rematerialised(block.module(), self.remat, scan=True),
             variable_axes={"params": 0} if section.stacked else {},
             variable_broadcast=False if section.stacked else "params",
             split_rngs={"params": section.stacked},
@@ -93,7 +113,7 @@ class Stack(nn.Module):
 
     def _unrolled(self, section, x_BTD, caches, inputs):
         block, results = section.block, []
-        module = _rematerialised(block.module(), self.remat, scan=False)
+        module = rematerialised(block.module(), self.remat, scan=False)
         layer = None
         for number in range(section.repeats):
             own = jax.tree.map(lambda leaf, n=number: leaf[n], caches)
@@ -106,14 +126,6 @@ class Stack(nn.Module):
         return x_BTD, jax.tree.map(lambda *leaves: jnp.stack(leaves), *results)
 
 
-def _rematerialised(module: type[nn.Module], policy: str, scan: bool) -> type[nn.Module]:
-    """The block, or one that keeps less for the backward pass and computes it again."""
-    if policy == "none":
-        return module
-    keep = jax.checkpoint_policies.dots_with_no_batch_dims_saveable if policy == "minimal" else None
-    return nn.remat(module, prevent_cse=not scan, policy=keep)
-
-
 def _positions(batch: Batch, length: int, cache: Cache | None):
     """The batch's positions; without any, one row that serves them all and goes on in the cache."""
     if "positions" in batch:
@@ -124,33 +136,30 @@ def _positions(batch: Batch, length: int, cache: Cache | None):
 
 def _look(causal, cache, batch, pos_BT, positions, inputs):
     """Masks, bias and rotation for all layers: what each query may look at, and from how far."""
-    length = pos_BT.shape[1]
     seg_q = batch.get("segments")
     if cache is None:
-        seg_k, pos_k = seg_q, pos_BT
+        seg_k, index = seg_q, None
         # Slots tell distances as well as positions, which are consecutive within a segment, and
         # one row of them serves the whole batch.
-        slots = jnp.arange(length, dtype=jnp.int32)[None]
-        bias, ordered = positions.bias(slots, slots), (slots, slots)
-        index = None
+        order_q = order_k = masks.slots(pos_BT.shape[1])
     else:
         seg_q = jnp.ones_like(batch["tokens"]) if seg_q is None else seg_q
         pos_BT = jnp.broadcast_to(pos_BT, seg_q.shape)
         cache, index = write_slots(cache, seg_q, pos_BT), cache.index
-        seg_k, pos_k = cache.segments_BS, cache.positions_BS
-        bias, ordered = positions.bias(pos_BT, pos_k), (pos_BT, pos_k)
-    earlier = masks.causal(*ordered) if causal else None
+        seg_k, order_q, order_k = cache.segments_BS, pos_BT, cache.positions_BS
+    prefix = {}
     if causal and "prefix" in batch:
         prefix_q = batch["prefix"]
-        earlier |= masks.prefix(prefix_q, _prefix_slots(prefix_q, cache))
-    same = None if seg_q is None else masks.same_segment(seg_q, seg_k)
+        prefix = {"prefix_q": prefix_q, "prefix_k": _prefix_slots(prefix_q, cache)}
+    sees = masks.Visibility(
+        order_q, order_k, seg_q, seg_k, **prefix, causal=causal, slotted=cache is None
+    )
     inputs = inputs.replace(
-        mask=masks.combine(earlier, same),
-        bias=bias,
+        sees=sees,
+        bias=positions.bias(),
         rotation=positions.rotate(pos_BT),
         positions_BT=pos_BT,
         segments_BT=seg_q,
-        order=ordered,
         causal=causal,
         cache_index=index,
     )
@@ -170,6 +179,7 @@ class Transformer(nn.Module):
 
     config: ModelConfig
     sharding: Sharding | None = None
+    quantized: QuantizedTraining | None = None  # while training
 
     @nn.compact
     def __call__(
@@ -236,10 +246,13 @@ class Transformer(nn.Module):
                 cache = cache.replace(memory_segments_BS=segments_BS)
         else:
             segments_BS = cache.memory_segments_BS
+        slots, seen = (memory_BSD if part else segments_BS).shape[1], {}
         if segments_BS is not None:
             segments_BT = batch.get("segments", jnp.ones_like(batch["tokens"]))
-            mask = masks.same_segment(segments_BT, segments_BS)
-            inputs = inputs.replace(memory_mask=mask)
+            seen = {"segments_q": segments_BT, "segments_k": segments_BS}
+        sees = masks.everything(batch["tokens"].shape[1], slots, **seen)
+        # In decoding it goes on row by row: slots are the cache's, not the queries'.
+        inputs = inputs.replace(memory_sees=sees.replace(slotted=cache is None))
         return inputs, cache, {f"encoder_{key}": value for key, value in aux.items()}
 
     def _common(self, stack: StackConfig) -> layers.Common:
@@ -247,4 +260,7 @@ class Transformer(nn.Module):
         init, gain = self.config.init, 1.0
         if isinstance(init, layers.Normal) and init.depth_scaled:
             gain = (2 * stack.layers) ** -0.5
-        return layers.Common(self.config.dtype, init, gain, self.sharding)
+        return layers.Common(
+            self.config.dtype, init, gain, self.sharding, self.config.attention_kernel,
+            kernels.platform_of(self.sharding), self.quantized,
+        )  # fmt: skip

@@ -17,7 +17,7 @@ from t5x_lite.decode.sampling import Sampling
 from t5x_lite.errors import UserError
 from t5x_lite.nn.config import ModelConfig
 from t5x_lite.nn.transformer import Transformer
-from t5x_lite.partitioning import MeshConfig, Sharding
+from t5x_lite.partitioning import MeshConfig, Rules, Sharding
 from t5x_lite.serve.answers import BATCH_ROWS, Answer, continue_prompts, fill_masks, make_batch
 from t5x_lite.serve.reader import Reader
 from t5x_lite.serve.show import show
@@ -40,7 +40,7 @@ def generate(
     seed: int = 0,
     step: int | None = None,
     mesh: MeshConfig | None = None,
-    rules: str = "tp",
+    rules: str | Rules = "tp",
 ) -> list[Answer]:
     """Prints what the model in `model_dir` makes of each prompt, batch by batch.
 
@@ -59,7 +59,7 @@ def generate(
             number; not on the other prompts.
         step: the checkpoint of this step; None for the newest good one.
         mesh: devices along each mesh axis; None for the first device alone.
-        rules: how parameters are split over the mesh: a rule table of `partitioning.RULES`.
+        rules: which mesh axes split what: parts of `partitioning.PARTS`, joined by "_".
 
     Returns:
         What was printed, as data.

@@ -12,20 +12,23 @@ from typing import Any
 import jax
 from rich.console import Console
 
-from t5x_lite import flops
+from t5x_lite import distributed, flops
 from t5x_lite.checkpoint import Checkpointer
 from t5x_lite.data.pipeline import Batches, iterate
 from t5x_lite.data.tasks import Trainable
 from t5x_lite.errors import UserError
 from t5x_lite.losses import CrossEntropy, Loss
-from t5x_lite.metrics import MetricsLog
+from t5x_lite.metrics import MetricsLog, NoLog
 from t5x_lite.nn import parameters
 from t5x_lite.nn.config import ModelConfig
+from t5x_lite.nn.quantized import QuantizedTraining
 from t5x_lite.optim import Optimizer
-from t5x_lite.partitioning import MeshConfig, Sharding
+from t5x_lite.partitioning import MeshConfig, Rules, Sharding
 from t5x_lite.train import identity
-from t5x_lite.train.describe import describe
-from t5x_lite.train.evaluation import make_evaluate, on_mesh
+from t5x_lite.train.corrections import correction_rule
+from t5x_lite.train.describe import print_parameters
+from t5x_lite.train.evaluation import make_evaluate, on_mesh, rows_here
+from t5x_lite.train.layout import check_layout, lengths_of, mesh_lines
 from t5x_lite.train.meter import Meter, batch_tokens, model_flops
 from t5x_lite.train.progress import Progress
 from t5x_lite.train.restore import FOLDER, restore_or_init, resumed
@@ -52,8 +55,11 @@ def train(
     keep_last: int = 3,
     keep_every: int | None = None,
     mesh: MeshConfig = MeshConfig(),  # noqa: B008 - frozen
-    rules: str = "fsdp",
+    rules: str | Rules = "fsdp",
+    pipeline_microbatches: int | None = None,
     ema_decay: float | int | None = None,
+    quantized: QuantizedTraining | None = None,
+    correction_rate: float | int = 1e-3,
     peak_flops: float | int | None = None,
     init_from: str | None = None,
     allow_data_change: bool = False,
@@ -82,9 +88,14 @@ def train(
         keep_last: newest checkpoints to keep.
         keep_every: checkpoints at multiples of it are kept for ever.
         mesh: devices along each mesh axis.
-        rules: rule table of `partitioning.RULES`.
+        rules: which mesh axes split what: parts of `partitioning.PARTS`, joined by "_".
+        pipeline_microbatches: parts of a microbatch that follow each other through the stages of
+            rules with "pp", a multiple of the stages; None: two for each stage, or one.
         ema_decay: of an exponential moving average of the parameters, which then is what is
             evaluated and served; None for none.
+        quantized: which products of the training step are of small integers; evaluation's are not.
+        correction_rate: how far a step moves the corrections of routers that have some
+            (`train.corrections`); 0 leaves them alone.
         peak_flops: of all devices together, FLOP/s, for the MFU; None: known or measured.
         init_from: the folder of another run, or of a converted model, whose parameters this one
             begins with. A converted model's own folder can be trained in as well.
@@ -98,23 +109,25 @@ def train(
     # --- check everything that needs no computation, before anything is written
     periods = {"eval_period": eval_period, "checkpoint_period": checkpoint_period}
     _check_positive(steps=steps, log_period=log_period, **periods)
-    sharding = Sharding(mesh.build(), rules)
+    sharding = Sharding(mesh.build(), rules, pipeline_microbatches)
     check_batch(batch_size, microbatches, sharding)
     task = task.for_family(model.kind)
     make_batches = functools.partial(
         task.batches, "train", batch_size=batch_size, length=length, seed=seed
     )
     batches = make_batches()
+    correct = correction_rule(model, correction_rate)
     check_fit(model, task, batches, loss)
+    passes = check_layout(model, sharding, batch_size // microbatches, lengths_of(batches.shapes))
     held_out = eval_period and task.evaluations(
         batch_size=batch_size, length=length, batches=eval_batches
     )
 
     # --- restore or begin
-    directory, console = Path(model_dir), Console()
+    directory, console = Path(model_dir), Console(quiet=not distributed.is_first())
     with (
         Checkpointer(directory / FOLDER, keep_last=keep_last, keep_every=keep_every) as checkpoints,
-        MetricsLog(directory) as log,
+        (MetricsLog if distributed.is_first() else NoLog)(directory) as log,
     ):
         meta = _meta(model, seed, ema_decay, config_text)
         saved = checkpoints.read_meta()
@@ -132,25 +145,30 @@ def train(
             # Of the step that was restored, which may be older than the newest one.
             saved = checkpoints.read_meta(start)
             batches = resumed(make_batches, task, saved, start, directory, allow_data_change)
-        meta |= {"data": batches.fingerprint, "vocabulary": task.load_vocabulary().fingerprint}
+        data = {"data": batches.fingerprint, "vocabulary": task.load_vocabulary().fingerprint}
+        distributed.require_same("data", json.dumps(data, indent=0, sort_keys=True))
+        meta |= data
         log.cut_back(start)
         if start >= steps:
             console.print(f"done: {directory} is at step {start} of {steps}.", highlight=False)
             return
-        _write_record(directory, model, sharding, config_text)
+        if distributed.is_first():
+            _write_record(directory, model, sharding, config_text)
 
         # --- build the step
-        apply = model_apply(model, sharding)
+        apply = model_apply(model, sharding, quantized)
         transform = optimizer.build(parameters.abstract(model)[1])
         train_step = jax.jit(
             make_train_step(
-                apply, loss, transform, optimizer.schedule, microbatches, ema_decay, sharding
+                *(apply, loss, transform, optimizer.schedule, microbatches, ema_decay, sharding),
+                correct,
             ),
             donate_argnums=0,
             out_shardings=(shardings, None),
         )
-        evaluate = held_out and make_evaluate(apply, loss, held_out, sharding)
-        work = batch_tokens(batches), model_flops(model, apply, loss, batches)
+        plain = model_apply(model, sharding)
+        evaluate = held_out and make_evaluate(plain, loss, held_out, sharding)
+        work = batch_tokens(batches), model_flops(model, model_apply(model), loss, batches)
         peak, source = (peak_flops, "as given") if peak_flops else flops.peak_flops(jax.devices())
         meter = Meter(start, *work, peak)
         base_rng = jax.random.key(seed)
@@ -158,7 +176,9 @@ def train(
         # --- run
         lines = [
             f"{model.kind} model, {parameters.count(model):,} parameters, {model.dtype}",
-            f"mesh {_mesh_name(sharding)}, rules {rules}",
+            *mesh_lines(mesh, sharding),
+            *distributed.notes(),
+            *([passes] if passes else []),
             f"batch {batch_size} rows, {work[0]:,} tokens, {work[1] / 1e9:,.1f} GFLOP; "
             f"{batches.rows_per_epoch:,} rows an epoch",
             f"peak {peak / 1e9:,.0f} GFLOP/s ({source})",
@@ -167,7 +187,9 @@ def train(
         ]
         console.print(*lines, sep="\n", highlight=False)
         progress = Progress(steps, start, console, peak_flops=peak)
-        data = on_mesh(iterate(batches, start), sharding)
+        rows = rows_here(sharding, batch_size)
+        data = on_mesh(iterate(batches, start, rows=rows), sharding, rows, batch_size)
+        agreement = distributed.StopAgreement(sharding.mesh)
         with progress, _finish_on_signal() as stopped, contextlib.closing(data):
             for step in range(start + 1, steps + 1):
                 batch = meter.wait_for(data)
@@ -175,7 +197,8 @@ def train(
                 meter.dispatched(metrics)
                 # The row of the step before is read while this one runs.
                 meter.flush(log, progress)
-                last = step == steps or stopped()
+                asked = agreement(stopped())
+                last = step == steps or asked
                 if step % log_period == 0 or step == start + 1 or last:
                     meter.hold(step, metrics)
                 if evaluate and (step % eval_period == 0 or step == steps):
@@ -195,14 +218,13 @@ def train(
         checkpoints.wait()
         if step < steps:
             console.print(f"stopped and saved at step {step}; the same command resumes.")
-            sys.exit(130 if stopped() == signal.SIGINT else 143)
+            sys.exit(128 + asked)
 
 
 def check_fit(model: ModelConfig, task: Trainable, batches: Batches, loss: Loss) -> None:
     """Raises `UserError` where the model can't learn the task, its lengths or its vocabulary."""
     _check_head(model, task, batches, loss)
-    sides = [name for name in ("encoder_tokens", "tokens") if name in batches.shapes]
-    lengths = [batches.shapes[name][0][1] for name in sides]
+    lengths = lengths_of(batches.shapes)
     model.check_lengths(lengths[0], lengths[-1])
     vocabulary = task.load_vocabulary()
     if vocabulary.size > model.vocab_size:
@@ -220,6 +242,8 @@ def _check_head(model: ModelConfig, task: Trainable, batches: Batches, loss: Los
             f"loss {name} is for a head that predicts {' or '.join(heads)}, and the model's {head} "
             f"predicts {model.predicts}; give the model another head or bind LOSS."
         )
+    if hasattr(loss, "check_model"):
+        loss.check_model(model)
     missing = [entry for entry in getattr(loss, "reads", ()) if entry not in batches.shapes]
     if missing:
         raise UserError(
@@ -257,17 +281,12 @@ def _write_record(directory: Path, model, sharding, config_text: str) -> None:
     try:
         (directory / "config.gin").write_text(config_text, encoding="utf-8")
         with (directory / "parameters.txt").open("w", encoding="utf-8") as file:
-            describe(model, sharding, Console(file=file, width=160))
+            print_parameters(model, sharding, Console(file=file, width=200))
         (directory / "environment.json").write_text(json.dumps(versions, indent=2) + "\n")
     except OSError as error:
         raise UserError(
             f"{directory} cannot be written ({error.strerror}): give another model_dir."
         ) from error
-
-
-def _mesh_name(sharding: Sharding) -> str:
-    axes = {axis: size for axis, size in sharding.mesh.shape.items() if size > 1}
-    return " × ".join(f"{axis}={size}" for axis, size in axes.items()) or "of one device"
 
 
 @contextlib.contextmanager

@@ -10,6 +10,7 @@ from t5x_lite.nn import parameters
 from t5x_lite.nn.presets.bert import bert
 from t5x_lite.nn.presets.gpt2 import gpt2
 from t5x_lite.nn.presets.llama import llama
+from t5x_lite.nn.presets.mixtral import mixtral
 from t5x_lite.nn.presets.t5 import t5_1_1
 
 SHAPE = {"width": 32, "layers": 2, "heads": 4, "vocab_size": 100}
@@ -18,6 +19,7 @@ FAMILIES = {
     "bert": (bert, {}),
     "gpt2": (gpt2, {}),
     "llama": (llama, {"kv_heads": 2, "hidden": 48}),
+    "mixtral": (mixtral, {"kv_heads": 2, "hidden": 48, "experts": 4, "top_k": 2}),
 }
 
 

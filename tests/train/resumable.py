@@ -85,8 +85,8 @@ def kill_before(step: int) -> None:
     """Kills this process with SIGKILL as the loop asks for the batch of `step`."""
     iterate = loop.iterate
 
-    def deadly(batches, start=0):
-        for number, batch in enumerate(iterate(batches, start), start + 1):
+    def deadly(batches, start=0, **rows):
+        for number, batch in enumerate(iterate(batches, start, **rows), start + 1):
             if number == step:
                 os.kill(os.getpid(), signal.SIGKILL)
             yield batch

@@ -44,6 +44,9 @@ def test_identity_of_a_model_survives_json_and_holds_what_it_computes():
     assert known["decoder"]["block"]["attention"]["type"] == "AttentionConfig"
     # How it is compiled may change between a run and its resumption; what it computes may not.
     assert identity.model_identity(gpt2("tiny", scan=False, remat="full")) == known
+    by_blocks = dataclasses.replace(model, attention_kernel="blockwise")
+    assert identity.model_identity(by_blocks) == known
+    assert "attention_kernel" not in known  # of checkpoints that were written before there was one
     assert identity.model_identity(gpt2("tiny", dtype="bfloat16")) != known
     assert identity.model_identity(gpt2("tiny", dropout=0.2)) != known
     # Two kinds with the same fields stay apart.
