@@ -24,7 +24,7 @@ from t5x_lite.nn.presets.t5 import t5_1_1
 from t5x_lite.partitioning import MeshConfig, Sharding
 from t5x_lite.train.step import model_apply
 
-B, T, D, N, H, F, V, L = 16, 48, 64, 4, 16, 160, 200, 3
+B, T, D, N, H, F, V, L = 24, 48, 64, 4, 16, 160, 200, 3
 SHAPE = {"width": D, "layers": L, "heads": N, "vocab_size": V}
 FAMILIES = {
     "t5": (t5_1_1, {"head_dim": H, "hidden": F}),
