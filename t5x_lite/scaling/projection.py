@@ -61,7 +61,7 @@ def _reflected(found: np.ndarray, drawn: np.ndarray, count: int) -> np.ndarray:
 
     The basic bootstrap (Davison and Hinkley 1997, §5.2): the draws err from the fit as the fit errs
     from the truth. They err by too little, as residuals do after 5 parameters were fitted.
-    `benchmarks/coverage.py` shows what it gains.
+    `benchmarks/coverage.py` counts how often the intervals hold.
     """
     spread = np.sqrt(count / (count - 5))
     with np.errstate(divide="ignore", invalid="ignore"):
