@@ -16,7 +16,10 @@ use (--gin.AdamW.weight_decay=0.1) on top; strings need quotes ("--gin.DATA_DIR=
 
 ENVIRONMENT_HELP = """\
 environment (a variable that you set yourself is left alone):
-  JAX_COMPILATION_CACHE_DIR  where compiled programs are kept between runs; ~/.cache/t5x_lite/xla"""
+  JAX_COMPILATION_CACHE_DIR  where compiled programs are kept between runs; ~/.cache/t5x_lite/xla
+  NPROC                      threads of XLA where a CPU plays several devices; 8 a device
+  TPU_SKIP_MDS_QUERY, TPU_ACCELERATOR_TYPE, TPU_WORKER_HOSTNAMES
+                             what libtpu asks for; without a TPU, what keeps it from asking"""
 
 
 class Parser(argparse.ArgumentParser):

@@ -20,6 +20,7 @@ from typing import Any
 
 import gin
 
+from t5x_lite import environment
 from t5x_lite.arguments import parse
 from t5x_lite.errors import UserError
 
@@ -434,7 +435,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 2 for what the user can mend, 130 for Ctrl-C."""
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
-        set_environment()
+        environment.set_defaults()
         VERBS[args.verb](args)
         sys.stdout.flush()
     except UserError as error:
@@ -449,13 +450,3 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 141
     return 0
-
-
-def set_environment() -> None:
-    """Defaults that JAX reads when it is imported; arguments.ENVIRONMENT_HELP documents them."""
-    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-    cache = Path(home, "t5x_lite", "xla")
-    # Without a writable home (a container) programs are compiled anew; nothing else changes.
-    with contextlib.suppress(OSError):
-        cache.mkdir(parents=True, exist_ok=True)
-        os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))

@@ -21,15 +21,12 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_llvm_disable_expensive_passes=true",
     ]
 )
-# For the TPU compiler, which needs no TPU: no questions to a metadata server, no log, and a copy in
-# each worker.
-os.environ |= {
-    "TPU_ACCELERATOR_TYPE": "v5litepod-16",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_LOG_DIR": "disabled",
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-}
+# A copy of the TPU compiler, which needs no TPU, in each worker, and no log.
+os.environ |= {"TPU_LOG_DIR": "disabled", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+
+from t5x_lite import environment  # noqa: E402
+
+environment.set_defaults()
 
 from jaxtyping import install_import_hook  # noqa: E402
 

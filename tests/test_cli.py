@@ -1,5 +1,4 @@
 import argparse
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -75,19 +74,6 @@ def test_every_verb_has_help_with_an_example_that_parses(verb, capsys):
         word for word in example[1:] if not word.startswith(("--gin.", "'")) and "?" not in word
     ]
     assert build_parser().parse_known_args(plain)[0].verb == verb
-
-
-def test_compiled_programs_are_kept_unless_the_user_says_where(monkeypatch, tmp_path):
-    cli.set_environment()
-    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == "mine"
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    cli.set_environment()
-    assert os.environ["JAX_COMPILATION_CACHE_DIR"] == str(tmp_path / "cache" / "t5x_lite" / "xla")
-    monkeypatch.delenv("JAX_COMPILATION_CACHE_DIR")
-    (tmp_path / "file").touch()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))  # can't hold a folder
-    cli.set_environment()
-    assert "JAX_COMPILATION_CACHE_DIR" not in os.environ
 
 
 # --- errors: one line, exit status 2 ---
