@@ -26,7 +26,10 @@ HEADS = 24  # texts to be cut that are looked at for two which fill a row
 FULL = 0.006  # of a side: less room isn't looked for
 EVEN = 1.25  # times as free as the other side: more is lopsided
 LEFT = 0.4  # of a row, left by whole documents for two pieces of long ones
-LOPSIDED = 0.005  # of all positions may be lost for documents that no others can fill a row with
+LOSSES = (0.04, 0.03, 0.02, 0.015, 0.01, 0.005)  # of all positions, for whole documents with gaps
+USED = 0.98  # of each side's positions: what a plan should reach with the largest of those
+TRIED = 2**13  # documents that are planned to find it
+UNEVEN = 0.005  # of a row may be lost for what is left of a cut document; else it is cut again
 MIN_PART = 16  # one in so many tokens of a row, where there is room
 ROOMY = 0.6  # of a row, where three pieces fit
 SAMPLE = 64  # pieces drawn to learn how the sides' sizes are related
@@ -61,18 +64,29 @@ def fill(
 
     A document is cut where its noise makes it larger than a row. With two sides it is cut, too,
     where it would leave room that no others fill, such as much of the decoder's and nothing of the
-    encoder's; but as many as the loss of one position in 200 allows stay whole.
+    encoder's; but no more than it takes to use 98% of the positions of each side.
 
     Args:
       bounds: where each document begins in the stream, and where the last one ends.
       table_of: sizes of pieces that begin at a place, by their noise.
       room: positions of a row on each side.
     """
-    filler = _Filler(table_of, room)
+    tried = bounds[: TRIED + 1] if len(room) > 1 else bounds
+    for loss in LOSSES:
+        filler = _filled(tried, table_of, room, loss)
+        if len(room) == 1 or filler.used >= USED:
+            break
+    if len(tried) < len(bounds):
+        filler = _filled(bounds, table_of, room, loss)
+    return filler.plan(int(bounds[-1]))
+
+
+def _filled(bounds, table_of, room, loss: float) -> "_Filler":
+    filler = _Filler(table_of, room, loss)
     for first in range(0, len(bounds) - 1, CHUNK):
         filler.add(bounds[first : first + CHUNK + 1].tolist())
         filler.finish()
-    return filler.plan(int(bounds[-1]))
+    return filler
 
 
 def growing(sizes: Int[np.ndarray, "tokens_and_1 sides"]) -> Table:
@@ -98,8 +112,9 @@ class _Text(NamedTuple):
 class _Filler:
     """Fills one row after the other: with whole documents, then with pieces of long ones."""
 
-    def __init__(self, table_of: Callable[[int], Table], room: Sequence[int]):
+    def __init__(self, table_of: Callable[[int], Table], room: Sequence[int], loss: float):
         self._table_of, self._room, self._sides = table_of, np.array(room), list(room)
+        self._loss, self._taken = loss, np.zeros(len(room), np.int64)
         self._shelf = _Shelf(room)
         self._waiting: collections.deque[tuple[int, int]] = collections.deque()  # start, stop
         self._heads: list[_Text] = []  # the first of those, with their tables
@@ -127,7 +142,7 @@ class _Filler:
                     self._waiting.append((start, stop))
         order = np.argsort(lost, kind="stable")
         rows = (bounds[-1] - bounds[0]) / self._longest
-        kept = int(np.searchsorted(np.cumsum(np.array(lost)[order]), LOPSIDED * rows, "right"))
+        kept = int(np.searchsorted(np.cumsum(np.array(lost)[order]), self._loss * rows, "right"))
         for place, number in enumerate(order.tolist()):
             start, stop, sizes = whole[number]
             if place < kept:
@@ -246,14 +261,18 @@ class _Filler:
             return
         if stop - start <= self._longest:
             sizes = self._table_of(start)[stop - start]
-            if (sizes <= self._room).all() and self._lost(
-                (self._room - sizes).tolist()
-            ) <= LOPSIDED:
+            if (sizes <= self._room).all() and self._lost((self._room - sizes).tolist()) <= UNEVEN:
                 self._shelf.put(sizes.tolist(), (start, stop))
                 return
         self._waiting.append((start, stop))
 
+    @property
+    def used(self) -> float:
+        """The share of positions that are taken, of the side where it is least."""
+        return float((self._taken / (max(self._rows, 1) * self._room)).min())
+
     def _place(self, start: int, sizes: Sequence[int], gap: list[int]) -> None:
+        self._taken += np.asarray(sizes)
         self._placed.append((start, self._rows))
         gap[:] = [have - size for have, size in zip(gap, sizes, strict=True)]
 

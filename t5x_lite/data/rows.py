@@ -20,7 +20,7 @@ from t5x_lite.data.packing import OneEach, Plan, best_fit, kept
 from t5x_lite.errors import UserError
 
 MAX_ROWS = 2**32 - 1  # the index permutation works on 32 bits
-FORMAT = 2  # of what plans and noise a seed gives: others are other data to a checkpoint
+FORMAT = 3  # of what plans and noise a seed gives: others are other data to a checkpoint
 UNUSED = np.random.default_rng(0)  # for examples without noise: a generator takes time to make
 
 

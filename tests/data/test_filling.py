@@ -158,9 +158,9 @@ def test_with_one_side_no_document_is_cut_that_fits_a_row(lengths):
             assert Span(start, stop) in spans
 
 
-@pytest.mark.parametrize(("name", "least"), [("iid", 0.98), ("prefix", 0.95), ("ul2", 0.93)])
-def test_few_documents_are_cut_for_the_sake_of_a_full_row(demo_rows, name, least):
-    """Of an encoder's and decoder's documents that would fit a row by themselves."""
+@pytest.mark.parametrize(("name", "least"), [("iid", 1), ("prefix", 1), ("ul2", 0.99)])
+def test_no_document_is_cut_that_need_not_be(demo_rows, name, least):
+    """Of an encoder's and decoder's documents that fit a row; UL2's wouldn't use 98% else."""
     rows = demo_rows(name)
     spans = {span for row in range(rows.count()) for span in rows.plan(0).members(row)}
     examples, room = rows.examples, [*OBJECTIVES[name].sides(LENGTH).values()]
@@ -171,7 +171,7 @@ def test_few_documents_are_cut_for_the_sake_of_a_full_row(demo_rows, name, least
             if (sizes <= room).all():
                 fitting.append(Span(start, stop))
     assert len(fitting) > 500
-    assert np.mean([span in spans for span in fitting]) > least
+    assert np.mean([span in spans for span in fitting]) >= least
 
 
 def test_two_pieces_that_need_different_sides_fill_a_row():
