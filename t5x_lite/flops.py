@@ -6,20 +6,8 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-from jax.extend.core import jaxprs_in_params
 
-# Peak dense matrix throughput of one chip, FLOP/s in bfloat16, by the start of JAX's device_kind.
-# Google Cloud TPU documentation (v4, v5e, v5p, v6e); NVIDIA data sheets, without sparsity.
-PEAK = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
-}
+from t5x_lite.aot import chips, count
 
 
 def matmul_flops(function: Callable, *args) -> int:
@@ -27,31 +15,7 @@ def matmul_flops(function: Callable, *args) -> int:
 
     Nothing is computed: the function is traced with `args`, arrays or ShapeDtypeStructs.
     """
-    return _count(jax.make_jaxpr(function)(*args).jaxpr)
-
-
-def _count(jaxpr) -> int:
-    total = 0
-    for equation in jaxpr.eqns:
-        if equation.primitive.name == "dot_general":
-            (contracted, _), _ = equation.params["dimension_numbers"]
-            inner = math.prod(equation.invars[0].aval.shape[axis] for axis in contracted)
-            total += 2 * inner * math.prod(equation.outvars[0].aval.shape)
-        if equation.primitive.name == "ragged_dot_general":
-            total += _ragged(equation)
-        turns = equation.params.get("length", 1) if equation.primitive.name == "scan" else 1
-        total += turns * sum(map(_count, jaxprs_in_params(equation.params)))
-    return total
-
-
-def _ragged(equation) -> int:
-    """Each row meets one group's kernel, in the product as in its gradients."""
-    numbers = equation.params["ragged_dot_dimension_numbers"]
-    left, right = (variable.aval.shape for variable in equation.invars[:2])
-    (_, contracted), _ = numbers.dot_dimension_numbers
-    met = {*contracted, *numbers.rhs_group_dimensions}
-    free = (size for axis, size in enumerate(right) if axis not in met)
-    return 2 * math.prod(left) * math.prod(free)
+    return count.flops(jax.make_jaxpr(function)(*args)).matmul
 
 
 def peak_flops(devices: list[jax.Device]) -> tuple[float, str]:
@@ -63,8 +27,10 @@ def peak_flops(devices: list[jax.Device]) -> tuple[float, str]:
     if devices[0].platform == "cpu":
         # Emulated devices share the one processor.
         return _measured_peak(), "measured, float32 matmul"
-    known = [peak for name, peak in PEAK.items() if kind.startswith(name)]
-    return (len(devices) * known[0], f"{kind}, bfloat16") if known else (0.0, f"{kind} unknown")
+    chip = chips.of_device(kind)
+    if chip is None:
+        return 0.0, f"{kind} unknown"
+    return len(devices) * chip.peak["bfloat16"], f"{kind}, bfloat16"
 
 
 def _measured_peak(size: int = 1536, repeats: int = 4) -> float:

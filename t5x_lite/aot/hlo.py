@@ -1,4 +1,4 @@
-"""What a compiled program sends between devices, read from its HLO text.
+"""What a compiled program sends between devices and moves in memory, read from its HLO text.
 
 `jax.jit(f).lower(…).compile().as_text()` gives the text. XLA's CPU and TPU compilers differ: the
 TPU's says reduce-scatter as a fusion around an all-reduce, starts collectives and awaits them
@@ -37,6 +37,10 @@ class Collective:
             collective-permute, pairs of sender and receiver.
         times: how often it runs, if inside of loops.
         source: the operation in the JAX program that it belongs to.
+        overlaps: whether it is started and awaited later, or is part of other work; a program
+            waits for one that doesn't.
+        slices: of several TPU slices, how many it joins, over the network between them; such a one
+            has no groups. 1: it stays inside of a slice, and groups count the slice's devices.
     """
 
     kind: str
@@ -45,6 +49,8 @@ class Collective:
     groups: tuple[tuple[int, ...], ...]
     times: int
     source: str
+    overlaps: bool = False
+    slices: int = 1
 
     def axes(self, mesh: Mapping[str, int]) -> tuple[str, ...]:
         """The mesh axes along which it exchanges; `mesh` gives each axis's size, in order."""
@@ -61,24 +67,37 @@ class _Instruction:
     opcode: str
     operands: tuple[str, ...]
     attributes: str
+    is_root: bool
 
 
 _HEAD = re.compile(r"^(ENTRY )?%?([\w.\-]+) .*\{$")
-_LINE = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
+_LINE = re.compile(r"^\s+(ROOT )?%?([\w.\-]+) = (\(.*?\)|\S+) ([\w\-]+)\((.*)$")
 _ARRAY = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\]")
 _CALLED = re.compile(r"\b(?:calls|to_apply|body|true_computation|false_computation)=%?([\w.\-]+)")
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 
 
-def collectives(text: str) -> list[Collective]:
+class _Module(dict[str, dict[str, _Instruction]]):
+    """Every computation's instructions by name.
+
+    `turns` is how often a loop runs whose trip count the text doesn't say.
+    """
+
+    turns: int | None = None
+
+
+def collectives(text: str, turns: int | None = None) -> list[Collective]:
     """Every collective that the program runs, with how often it does.
 
+    Args:
+        text: of the compiled program.
+        turns: how often a loop runs whose trip count isn't known, one that waits for a condition.
+
     Raises:
-        UserError: no HLO module, or a loop whose trip count isn't known.
+        UserError: no HLO module, or such a loop and no `turns`.
     """
     module, entry = _parse(text)
-    if entry is None:
-        raise UserError("this is no HLO module: it has no ENTRY computation.")
+    module.turns = turns
     found: dict[tuple, Collective] = {}
     for part, each in _walk(module, entry, 1):
         key = (part, each.kind, each.shapes, each.source) if part else (len(found),)
@@ -100,19 +119,35 @@ def summary(
     return [(*key, times[key], size) for key, size in sizes.most_common()]
 
 
-def _parse(text: str) -> tuple[dict[str, dict[str, _Instruction]], str | None]:
+def hbm_bytes(text: str, turns: int | None = None) -> int:
+    """Bytes that one device reads from and writes to its main memory in one run.
+
+    Each instruction reads its operands and writes its results once; what a fusion holds inside
+    stays inside, and of an array that is sliced, updated or gathered in place only that part moves.
+    Loops count every turn, of a conditional's branches the larger. Arrays in another memory, such
+    as a TPU's VMEM (S(1) in their layout) or its host's, don't count. A kernel may read its
+    operands more than once; that isn't seen. Arguments and errors as of `collectives`.
+    """
+    module, entry = _parse(text)
+    module.turns = turns
+    return _traffic(module, entry)
+
+
+def _parse(text: str) -> tuple[_Module, str]:
     """Every computation's instructions by name, and the name of the first that runs."""
-    module: dict[str, dict[str, _Instruction]] = {}
+    module = _Module()
     entry, here = None, None
     for line in text.splitlines():
         if head := _HEAD.match(line):
             here = module.setdefault(head[2], {})
             entry = head[2] if head[1] else entry
         elif here is not None and (found := _LINE.match(line)):
-            name, kind, opcode, rest = found.groups()
+            root, name, kind, opcode, rest = found.groups()
             inside, attributes = _split_operands(rest)
             operands = tuple(re.findall(r"%([\w.\-]+)", inside)) or (inside,)
-            here[name] = _Instruction(name, kind, opcode, operands, attributes)
+            here[name] = _Instruction(name, kind, opcode, operands, attributes, bool(root))
+    if entry is None:
+        raise UserError("this is no HLO module: it has no ENTRY computation.")
     return module, entry
 
 
@@ -126,7 +161,9 @@ def _split_operands(rest: str) -> tuple[str, str]:
     return rest, ""
 
 
-def _walk(module, name: str, times: int, fused: bool = False) -> Iterator[tuple[str, Collective]]:
+def _walk(
+    module, name: str, times: int, fused: bool = False, overlaps: bool = False
+) -> Iterator[tuple[str, Collective]]:
     """Collectives of a computation and of what it calls.
 
     The TPU's compiler divides one collective into several fusions, in which other work goes on
@@ -137,7 +174,15 @@ def _walk(module, name: str, times: int, fused: bool = False) -> Iterator[tuple[
         kind = each.opcode.removesuffix("-start")
         if kind in KINDS:
             channel = re.search(r"channel_id=(\d+)", each.attributes)
-            yield channel[1] if fused and channel else "", _collective(kind, each, here, times)
+            found = _collective(kind, each, here, times)
+            apart = overlaps or fused or kind != each.opcode
+            yield (
+                channel[1] if fused and channel else "",
+                dataclasses.replace(found, overlaps=apart),
+            )
+            continue
+        if each.opcode == "send" and "_xla_megascale_transfer_type" in each.attributes:
+            yield "", _between_slices(each, here, times)
             continue
         inner = _CALLED.findall(each.attributes)
         if branches := _BRANCHES.search(each.attributes):
@@ -146,7 +191,8 @@ def _walk(module, name: str, times: int, fused: bool = False) -> Iterator[tuple[
         is_scatter = each.opcode == "fusion" and inner[0].startswith("all-reduce-scatter")
         is_part = each.opcode == "fusion" and not is_scatter
         for called in filter(module.__contains__, inner):
-            for part, one in _walk(module, called, times * repeats, is_part):
+            apart = overlaps or each.opcode == "async-start"
+            for part, one in _walk(module, called, times * repeats, is_part, apart):
                 # The TPU's reduce-scatter: an all-reduce, of which each device takes its part.
                 yield part, dataclasses.replace(one, kind="reduce-scatter") if is_scatter else one
 
@@ -161,6 +207,37 @@ def _collective(kind: str, each: _Instruction, here, times: int) -> Collective:
     source = re.search(r'op_name="([^"]*)"', each.attributes)
     shapes = tuple(f"{dtype}[{sizes}]" for dtype, sizes in arrays)
     return Collective(kind, size, shapes, groups, times, source[1] if source else "")
+
+
+# As the TPU's compiler names what a host sends to hosts of other slices.
+_TRANSFERS = {
+    **{"ALL_GATHER": "all-gather", "ALL_REDUCE": "all-reduce", "ALL_TO_ALL": "all-to-all"},
+    **{"REDUCE_SCATTER": "reduce-scatter", "ONE_TO_ONE": "collective-permute"},
+}
+
+
+def _between_slices(each: _Instruction, here, times: int) -> Collective:
+    """A collective among slices: what a device's host sends, while the device goes on."""
+    written = re.search(r'_xla_megascale_transfer_type="(\w+)"', each.attributes)[1]
+    if written not in _TRANSFERS:
+        raise UserError(f"unknown transfer between slices: {written}.")
+    kind = _TRANSFERS[written]
+    target = re.search(r"_xla_megascale_target=(\{\{[^=]*\}\}|\"[^\"]*\")", each.attributes)[1]
+    if kind == "collective-permute":  # {{100000->200000},…}: a slice's number, then a device's
+        slices = len({int(number) // 100_000 for number in re.findall(r"\d+", target)})
+    else:  # "{1,2}x{0:3}": slices, and devices of each
+        slices = _count_of(re.match(r"\"\{([\d,:]+)\}x", target)[1])
+    arrays = _ARRAY.findall(here[each.operands[0]].type)
+    size = sum(_bytes(*array) for array in arrays) * (slices if kind == "all-gather" else 1)
+    shapes = tuple(f"{dtype}[{sizes}]" for dtype, sizes in arrays)
+    source = re.search(r'_rendezvous="([^"]*)"', each.attributes)
+    return Collective(kind, size, shapes, (), times, source[1], True, slices)
+
+
+def _count_of(ranges: str) -> int:
+    """How many numbers 1,3:5 are."""
+    pairs = ([int(end) for end in part.split(":")] for part in ranges.split(","))
+    return sum(pair[-1] - pair[0] + 1 for pair in pairs)
 
 
 def _bytes(dtype: str, sizes: str) -> int:
@@ -231,6 +308,8 @@ def _trips(module, loop: _Instruction) -> int:
         return int(known[1])
     condition = re.search(r"condition=%?([\w.\-]+)", loop.attributes)[1]
     found = set(_integers(module, condition))
+    if len(found) != 1 and module.turns is not None:
+        return module.turns
     if len(found) != 1:
         raise UserError(f"loop {loop.name} runs an unknown number of times: its condition "
                         f"compares with {sorted(found) or 'no constant'}.")  # fmt: skip
@@ -244,3 +323,141 @@ def _integers(module, name: str) -> Iterator[int]:
             yield int(each.operands[0])
         for called in _CALLED.findall(each.attributes):
             yield from _integers(module, called)
+
+
+# --- memory
+
+_FREE = {
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "after-all", "partition-id",
+    "replica-id", "opt-barrier", "add-dependency", "get-dimension-size", "domain",
+}  # fmt: skip
+_PARTS = ("dynamic-slice", "slice", "gather")  # read of their first operand what they return
+_LAID_OUT = re.compile(r"\b([a-z]+\d*\w*)\[([\d,]*)\](?:\{([^}]*)\})?")
+
+
+def _traffic(module, name: str) -> int:
+    """Bytes that a computation, and what it calls, moves to and from main memory."""
+    return sum(_moved(module, module[name], each) for each in module[name].values())
+
+
+def _moved(module, here, each: _Instruction) -> int:
+    called = [one for one in _CALLED.findall(each.attributes) if one in module]
+    if branches := _BRANCHES.search(each.attributes):
+        called += re.findall(r"%?([\w.\-]+)", branches[1])
+    if each.opcode == "while":
+        condition = re.search(r"condition=%?([\w.\-]+)", each.attributes)[1]
+        return _trips(module, each) * sum(_traffic(module, one) for one in (*called, condition))
+    if each.opcode == "conditional":
+        return max(_traffic(module, one) for one in called)
+    if each.opcode in ("call", "async-start"):
+        return sum(_traffic(module, one) for one in called)
+    if each.opcode in _FREE or each.opcode in ("async-done", "async-update") or _allocates(each):
+        return 0
+    # The TPU's compiler also has fusions that start and await a collective, and says so by name.
+    apart = each.name if each.name.startswith("async-collective") else each.opcode
+    apart = apart.split(".")[0]
+    if each.opcode == "fusion" and apart == each.opcode:
+        return _moved_by_fusion(module, here, each, module[called[0]])
+    # What is started and awaited reads when it starts and has written when it is done.
+    reads, writes = not apart.endswith("-done"), not apart.endswith("-start")
+    operands = [_in_memory(here[one].type) for one in each.operands if one in here]
+    result = sum(_in_memory(each.type)) if writes else 0
+    if each.opcode.removesuffix("-start") in _PARTS:
+        # One that is started gives its operands again, then what it is to return.
+        part = _sizes(each.type)[0 if writes else len(each.operands)]
+        return min(sum(operands[0]), part) + sum(map(sum, operands[1:])) + result
+    if each.opcode == "dynamic-update-slice":
+        return sum(map(sum, operands[1:])) + min(result, _size(here[each.operands[1]].type))
+    if each.opcode == "scatter":  # (array, places, updates): reads and writes what it updates
+        return sum(map(sum, operands[1:])) + 2 * min(result, sum(operands[2]))
+    return (sum(map(sum, operands)) if reads else 0) + result
+
+
+def _moved_by_fusion(module, here, each: _Instruction, body) -> int:
+    places = {one.operands[0]: one.name for one in body.values() if one.opcode == "parameter"}
+    total = 0
+    for number, operand in enumerate(each.operands):
+        if operand in here:
+            size = sum(_in_memory(here[operand].type))
+            total += min(size, _read(module, body, places[str(number)]))
+    root = next(one for one in body.values() if one.is_root)
+    results = root.operands if root.opcode == "tuple" else (root.name,)
+    written, kept = [_written(body, body[name]) for name in results], _in_memory(each.type)
+    if len(written) != len(kept):  # one operation with several results
+        return total + sum(kept)
+    return total + sum(map(min, zip(kept, written, strict=True)))
+
+
+def _read(module, body, name: str) -> int:
+    """Bytes of a fused computation's value that are read: all, if not only parts of it."""
+    whole, total = _size(body[name].type), 0
+    for user in body.values():
+        if name not in user.operands or user.opcode == "parameter":
+            continue
+        if user.opcode == "bitcast":
+            total += _read(module, body, user.name)
+        elif user.opcode == "fusion":
+            inner = module[_CALLED.findall(user.attributes)[0]]
+            total += sum(
+                _read(module, inner, one.name)
+                for one in inner.values()
+                if one.opcode == "parameter" and user.operands[int(one.operands[0])] == name
+            )
+        elif user.opcode in _PARTS and user.operands.count(name) == 1 and user.operands[0] == name:
+            total += _size(user.type)
+        elif not _is_updated(body, user, name):
+            return whole
+    return min(whole, total)
+
+
+def _is_updated(body, user: _Instruction, name: str) -> bool:
+    """Whether a value is updated in place, and so only written."""
+    is_target = user.opcode == "dynamic-update-slice" and user.operands[0] == name
+    return is_target and _is_result(body, user)
+
+
+def _is_result(body, each: _Instruction) -> bool:
+    """Whether a value leaves its fusion without passing anything else."""
+    users = [one for one in body.values() if each.name in one.operands]
+    return all(one.opcode in ("bitcast", "tuple") and _is_result(body, one) for one in users)
+
+
+def _written(body, each: _Instruction) -> int:
+    """Bytes of a fusion's result that are written: an update's, if it is one."""
+    if each.opcode == "bitcast":
+        return _written(body, body[each.operands[0]])
+    changed = body[each.operands[1]] if each.opcode == "dynamic-update-slice" else each
+    return _size(changed.type)
+
+
+def _allocates(each: _Instruction) -> bool:
+    """A custom call that does no more than reserve memory."""
+    return 'custom_call_target="AllocateBuffer"' in each.attributes
+
+
+def _size(kind: str) -> int:
+    return sum(_sizes(kind))
+
+
+def _in_memory(kind: str) -> list[int]:
+    """Bytes of each array of a type in main memory: 0 of one that is in another."""
+    layouts = (layout for _, _, layout in _LAID_OUT.findall(kind))
+    return [
+        0 if re.search(r"S\([1-9]", layout) else size
+        for size, layout in zip(_sizes(kind), layouts, strict=True)
+    ]
+
+
+def _sizes(kind: str) -> list[int]:
+    """Bytes of each array of a type, with what fills up a TPU's tiles.
+
+    `{1,0:T(8,128)}` has tiles of 8 along axis 0 and 128 along axis 1, which moves fastest.
+    """
+    found = []
+    for dtype, sizes, layout in _LAID_OUT.findall(kind):
+        dims = _numbers(sizes) if sizes else []
+        if tile := re.match(r"([\d,]+):T\(([\d,]+)\)", layout):
+            for axis, size in zip(_numbers(tile[1]), reversed(_numbers(tile[2])), strict=False):
+                dims[axis] += -dims[axis] % size
+        found.append(_bytes(dtype, ",".join(map(str, dims))))
+    return found
