@@ -10,9 +10,11 @@ import dataclasses
 import numpy as np
 
 from t5x_lite.errors import UserError
-from t5x_lite.scaling.laws import Columns
+from t5x_lite.scaling import frontier
+from t5x_lite.scaling.laws import Columns, Noise
 
 _SAME_BUDGET = 0.05  # runs within 5% of each other's FLOPs
+_SAME_SIZE = 0.05  # and within 5% of each other's parameters
 _FEWEST = {"parabola": 4, "akima": 5}  # points of a curve, one more than fix it
 
 
@@ -45,6 +47,10 @@ class IsoFlop:
       scale: G.
       minima: of every budget, refused ones too.
       samples: exponents of bootstraps over runs.
+      scales: G of the same bootstraps.
+      lowest: E, F and gamma of the minima's losses, E + F/C^γ; NaN of fewer than four.
+      lowest_samples: the same of the bootstraps.
+      noisy: "a", "G", "E", "F" and "gamma" where the curves are true and the losses err.
     """
 
     curve: str
@@ -52,6 +58,10 @@ class IsoFlop:
     scale: float
     minima: tuple[Minimum, ...]
     samples: np.ndarray
+    scales: np.ndarray
+    lowest: dict[str, np.ndarray]
+    lowest_samples: dict[str, np.ndarray]
+    noisy: dict[str, np.ndarray]
 
     def optimum(self, c: float) -> float:
         """The best number of parameters at `c` FLOPs."""
@@ -59,41 +69,90 @@ class IsoFlop:
 
 
 def fit(
-    columns: Columns, curve: str = "parabola", *, bootstraps: int = 0, seed: int = 0
+    columns: Columns,
+    curve: str = "parabola",
+    *,
+    bootstraps: int = 0,
+    seed: int = 0,
+    noise: Noise | None = None,
 ) -> IsoFlop:
     """The line through the budgets' minima.
 
     Args:
       columns: "n", "c" and "loss".
-      curve: "parabola" (least squares, in log N) or "akima" (through every point).
+      curve: "parabola" (least squares, in log N) or "akima" (through every size).
       bootstraps: draws of each budget's runs with replacement.
       seed: of the draws.
+      noise: the errors with which the curves' own losses are fitted again.
 
     Raises:
       UserError: fewer than two budgets have a minimum inside their runs.
     """
     log_n, log_c = np.log(columns["n"]), np.log(columns["c"])
     loss = np.asarray(columns["loss"], float)
-    budgets = _budgets(log_c)
-    minima = tuple(_minimum(log_n[b], loss[b], float(np.mean(log_c[b])), curve) for b in budgets)
-    found = [m for m in minima if m.n is not None]
-    if len(found) < 2:
-        why = "; ".join(sorted({m.refused for m in minima if m.refused}))
+    groups = budgets(log_c)
+
+    def again(rows, losses):
+        return [_minimum(log_n[b], losses[b], float(np.mean(log_c[b])), curve) for b in rows]
+
+    found = minima(columns, curve)
+    inside = sum(m.n is not None for m in found)
+    if inside < 2:
+        why = "; ".join(sorted({m.refused for m in found if m.refused}))
         raise UserError(
-            f"{len(found)} of {len(minima)} budgets have a minimum, and a line needs 2 ({why})."
+            f"{inside} of {len(found)} budgets have a minimum, and a line needs 2 ({why})."
         )
-    exponent, intercept = _line(found)
+    one = _powers([found])
     rng = np.random.default_rng(seed)
-    samples = []
-    for _ in range(bootstraps):
-        drawn = [rng.choice(b, len(b)) for b in budgets]
-        again = [_minimum(log_n[b], loss[b], float(np.mean(log_c[b])), curve) for b in drawn]
-        again = [m for m in again if m.n is not None]
-        samples.append(_line(again)[0] if len(again) > 1 else np.nan)
-    return IsoFlop(curve, exponent, float(np.exp(intercept)), minima, np.array(samples))
+    enough = [b for b in groups if len(b) >= _FEWEST[curve]]
+    drawn = _powers(
+        [again([rng.choice(b, len(b)) for b in enough], loss) for _ in range(bootstraps)]
+    )
+    noisy: dict[str, np.ndarray] = {}
+    if noise is not None:
+        exact, known = loss.copy(), np.zeros(len(loss), bool)
+        for rows, minimum in zip(groups, found, strict=True):
+            if minimum.n is not None:
+                exact[rows], known[rows] = _smooth(log_n[rows], loss[rows], curve), True
+        errors = noise(np.log(loss[known] / exact[known]))
+        losses = np.repeat(exact[None], len(errors), 0)
+        losses[:, known] *= np.exp(errors)
+        noisy = _powers([again(enough, each) for each in losses])
+    lowest, lowest_samples = (
+        {name: values[name] for name in ("E", "F", "gamma")} for values in (one, drawn)
+    )
+    return IsoFlop(
+        curve, float(one["a"][0]), float(one["G"][0]), tuple(found), drawn["a"], drawn["G"],
+        lowest, lowest_samples, noisy,
+    )  # fmt: skip
 
 
-def _budgets(log_c: np.ndarray) -> list[np.ndarray]:
+def minima(columns: Columns, curve: str) -> list[Minimum]:
+    """Every budget's best size, by rising FLOPs."""
+    log_n, log_c, loss = (*np.log([columns["n"], columns["c"]]), np.asarray(columns["loss"], float))
+    return [_minimum(log_n[b], loss[b], float(np.mean(log_c[b])), curve) for b in budgets(log_c)]
+
+
+def _powers(sets) -> dict[str, np.ndarray]:
+    """Lines through the minima of each set, in logarithms, and their losses' power."""
+    if not sets:
+        return dict.fromkeys(("a", "G", "E", "F", "gamma"), np.zeros(0))
+    absent = float("nan")
+    rows = [[(m.c, m.n or absent, m.loss or absent) for m in minima] for minima in sets]
+    c, n, loss = np.moveaxis(np.array(rows, float), 2, 0)
+    slope, intercept = frontier.line(np.log(c), np.log(n))
+    return {"a": slope, "G": np.exp(intercept)} | frontier.fit(np.log(c), loss)
+
+
+def _smooth(log_n, loss, curve):
+    """The curve's own losses at the sizes of its runs."""
+    if curve == "parabola":
+        middle = log_n.mean()
+        return np.polyval(np.polyfit(log_n - middle, loss, 2), log_n - middle)
+    return np.interp(log_n, *_by_size(log_n, loss))
+
+
+def budgets(log_c: np.ndarray) -> list[np.ndarray]:
     """Indices of the runs of each budget, by rising FLOPs."""
     order = np.argsort(log_c, kind="stable")
     cuts = np.flatnonzero(np.diff(log_c[order]) > np.log1p(_SAME_BUDGET)) + 1
@@ -102,9 +161,12 @@ def _budgets(log_c: np.ndarray) -> list[np.ndarray]:
 
 def _minimum(log_n, loss, log_c, curve) -> Minimum:
     c, runs = float(np.exp(log_c)), len(loss)
-    sizes, inverse = np.unique(log_n, return_inverse=True)
+    few = Minimum(c, runs, refused=f"fewer than {_FEWEST[curve]} sizes")
+    if runs < _FEWEST[curve]:
+        return few
+    sizes, _ = _by_size(log_n, loss)
     if len(sizes) < _FEWEST[curve]:
-        return Minimum(c, runs, refused=f"fewer than {_FEWEST[curve]} sizes")
+        return few
     if curve == "parabola":
         middle = sizes.mean()
         bend, slope, height = np.polyfit(log_n - middle, loss, 2)
@@ -113,19 +175,25 @@ def _minimum(log_n, loss, log_c, curve) -> Minimum:
         best = middle - slope / (2 * bend)
         low = height - slope**2 / (4 * bend)
     else:
-        from scipy.interpolate import Akima1DInterpolator
-
-        means = np.bincount(inverse, loss) / np.bincount(inverse)
-        fine = np.linspace(sizes[0], sizes[-1], 2001)
-        values = Akima1DInterpolator(sizes, means)(fine)
+        fine, values = akima(log_n, loss)
         best, low = fine[np.argmin(values)], values.min()
     if not sizes[0] < best < sizes[-1]:
         return Minimum(c, runs, refused="the minimum lies at the edge of the sizes")
     return Minimum(c, runs, float(np.exp(best)), float(low))
 
 
-def _line(minima) -> tuple[float, float]:
-    """Slope and intercept of log N_opt against log C."""
-    c, n = (np.log([getattr(m, name) for m in minima]) for name in ("c", "n"))
-    slope, intercept = np.polyfit(c, n, 1)
-    return float(slope), float(intercept)
+def akima(log_n: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """An Akima curve through every size of a budget: logarithms of sizes, and losses."""
+    from scipy.interpolate import Akima1DInterpolator
+
+    sizes, means = _by_size(log_n, loss)
+    fine = np.linspace(sizes[0], sizes[-1], 2001)
+    return fine, Akima1DInterpolator(sizes, means)(fine)
+
+
+def _by_size(log_n: np.ndarray, loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Mean size and loss of each size's runs; between sizes that all but agree a curve swings."""
+    order = np.argsort(log_n, kind="stable")
+    size = np.append(0, np.cumsum(np.diff(log_n[order]) > np.log1p(_SAME_SIZE)))
+    runs = np.bincount(size)
+    return np.bincount(size, log_n[order]) / runs, np.bincount(size, loss[order]) / runs

@@ -7,14 +7,18 @@ their coefficients alone.
 """
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from t5x_lite.errors import UserError
 from t5x_lite.scaling.minimise import minimise
 
-Columns = Mapping[str, np.ndarray]  # of equal length: "n", "d", "c", "s", "loss"
+Columns = Mapping[str, np.ndarray]  # of equal length: "n", "d", "c", "density", "unique", "loss"
+Values = Mapping[str, float | np.ndarray]  # of parameters
+# Of residuals of the log-loss, [points]: errors of as many draws as are wanted, [draws, points].
+Noise = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,11 +56,11 @@ class Law:
         """Names of the columns it reads besides the loss."""
         return tuple(dict.fromkeys(column for term in self.terms for column, _, _ in term.powers))
 
-    def predict(self, parameters: Mapping[str, float], columns: Columns) -> np.ndarray:
-        """The loss at each row of the columns."""
-        total = 0.0
+    def predict(self, parameters: Values, columns: Columns) -> np.ndarray:
+        """The loss at each row of the columns; parameters [M, 1] give [M, rows]."""
+        total = np.zeros(np.shape(columns[self.columns[0]]))
         for term in self.terms:
-            value = np.full(np.shape(columns[self.columns[0]]), parameters[term.scale], float)
+            value = np.asarray(parameters[term.scale], float)
             for column, exponent, sign in term.powers:
                 value = value * np.asarray(columns[column], float) ** (sign * parameters[exponent])
             total = total + value
@@ -86,6 +90,27 @@ def of_one(column: str, floor: bool) -> Law:
     return Law(name, (power, Term("E")) if floor else (power,))
 
 
+@runtime_checkable
+class Predicts(Protocol):
+    """A law of any form."""
+
+    name: str
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """Names of the columns it reads besides the loss."""
+        ...
+
+    @property
+    def exponents(self) -> tuple[str, ...]:
+        """Names of the parameters without units."""
+        ...
+
+    def predict(self, parameters: Values, columns: Columns) -> np.ndarray:
+        """The loss at each row of the columns."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Fitted:
     """A law's parameters, and how well they are known.
@@ -96,13 +121,15 @@ class Fitted:
       objective: the sum of Huber losses.
       samples: name to its values over bootstraps, empty without any.
       weak: parameters that the points don't identify, with the reason.
+      noisy: name to its values where the law is true and the losses err, empty without any.
     """
 
-    law: Law
+    law: Predicts
     parameters: dict[str, float]
     objective: float
     samples: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
     weak: dict[str, str] = dataclasses.field(default_factory=dict)
+    noisy: dict[str, np.ndarray] = dataclasses.field(default_factory=dict)
 
     def interval(self, name: str, level: float = 0.95) -> tuple[float, float]:
         """A parameter's percentile interval over the bootstraps."""
@@ -112,8 +139,15 @@ class Fitted:
 def percentiles(samples: np.ndarray, level: float = 0.95) -> tuple[float, float]:
     """The middle `level` of the samples; of those that are finite."""
     tail = 50 * (1 - level)
-    low, high = np.nanpercentile(samples, [tail, 100 - tail])
+    low, high = np.percentile(samples[np.isfinite(samples)], [tail, 100 - tail])
     return float(low), float(high)
+
+
+def interval(kind: str, samples: np.ndarray | None) -> dict[str, list[float]]:
+    """{kind: [low, high]}, or nothing without samples."""
+    if samples is None or not np.isfinite(samples).any():
+        return {}
+    return {kind: list(percentiles(samples))}
 
 
 def fit(
@@ -125,6 +159,7 @@ def fit(
     bootstraps: int = 0,
     seed: int = 0,
     weights: np.ndarray | None = None,
+    noise: Noise | None = None,
 ) -> Fitted:
     """The law's parameters that minimise Σ Huber_δ(log L − log prediction).
 
@@ -139,6 +174,7 @@ def fit(
       bootstraps: how many; 0 for none.
       seed: of starts and draws.
       weights: of bootstraps given from outside, [bootstraps, points]; None draws them.
+      noise: the errors with which the law's own losses are fitted again.
 
     Raises:
       UserError: fewer points than parameters, or one that has no logarithm.
@@ -147,7 +183,6 @@ def fit(
     rng = np.random.default_rng(seed)
     found, values = minimise(problem.objective(None), problem.starts(rng, starts))
     best = found[np.argmin(values)]
-    weak = problem.weak(best)
     samples: dict[str, np.ndarray] = {}
     if bootstraps or weights is not None:
         count = problem.count
@@ -155,8 +190,20 @@ def fit(
             weights = rng.multinomial(count, np.full(count, 1 / count), size=bootstraps)
         again, _ = minimise(problem.objective(weights), np.repeat(best[None], len(weights), 0))
         samples = problem.parameters(again)
+    noisy: dict[str, np.ndarray] = {}
+    if noise is not None:
+        exact = problem.log_predicted(best)
+        losses = exact + noise(problem.log_loss - exact)
+        again, _ = minimise(problem.objective(None, losses), np.repeat(best[None], len(losses), 0))
+        noisy = problem.parameters(again)
     parameters = {name: float(v[0]) for name, v in problem.parameters(best[None]).items()}
-    return Fitted(law, parameters, float(np.min(values)), samples, weak)
+    return Fitted(law, parameters, float(np.min(values)), samples, problem.weak(best), noisy)
+
+
+def weak(law: Law, columns: Columns, parameters: Mapping[str, float]) -> dict[str, str]:
+    """Parameters that the points don't identify near those given, with the reason."""
+    problem = _Problem(law, columns, delta=1.0)
+    return problem.weak(problem.theta(parameters))
 
 
 class _Problem:
@@ -167,7 +214,7 @@ class _Problem:
 
     def __init__(self, law: Law, columns: Columns, delta: float):
         self.law, self.delta = law, delta
-        logs = {name: _log(name, columns[name]) for name in (*law.columns, "loss")}
+        logs = {name: logarithms(name, columns[name]) for name in (*law.columns, "loss")}
         self.log_loss, self.count = logs["loss"], len(logs["loss"])
         names = (*law.scales, *law.exponents)
         if self.count < len(names) + 1:
@@ -198,8 +245,15 @@ class _Problem:
             axis=1,
         )
 
-    def objective(self, weights_mn: np.ndarray | None):
-        """Value, gradient and Hessian; `weights_mn` counts each point of each problem."""
+    def log_predicted(self, theta_p: np.ndarray) -> np.ndarray:
+        """The law's log-loss at each point."""
+        return np.logaddexp.reduce(self.design_knp @ theta_p, axis=0)
+
+    def objective(self, weights_mn: np.ndarray | None, log_loss_mn: np.ndarray | None = None):
+        """Value, gradient and Hessian; `weights_mn` counts each point of each problem.
+
+        `log_loss_mn` are each problem's own losses, in place of those that were measured.
+        """
         design, delta = self.design_knp, self.delta
         outer_knpq = np.einsum("knp,knq->knpq", design, design)
         shape = outer_knpq.shape
@@ -210,7 +264,8 @@ class _Problem:
             share_mkn = np.exp(z_mkn - top)
             total = share_mkn.sum(axis=1, keepdims=True)
             share_mkn /= total
-            error_mn = (np.log(total) + top)[:, 0] - self.log_loss
+            measured = self.log_loss if log_loss_mn is None else log_loss_mn[rows]
+            error_mn = (np.log(total) + top)[:, 0] - measured
             size = np.abs(error_mn)
             each = np.where(size <= delta, 0.5 * size**2, delta * (size - 0.5 * delta))
             weight = 1.0 if weights_mn is None else weights_mn[rows]
@@ -241,6 +296,15 @@ class _Problem:
                 found[term.scale] = np.exp(log_scale)
         return found | exponents
 
+    def theta(self, parameters: Mapping[str, float]) -> np.ndarray:
+        """The inverse of `parameters`, of one set; a scale of zero counts as next to nothing."""
+        law = self.law
+        logs = [np.log(max(parameters[term.scale], 1e-300)) for term in law.terms]
+        for k, term in enumerate(law.terms):
+            for column, exponent, sign in term.powers:
+                logs[k] += sign * parameters[exponent] * self.centres[column]
+        return np.array([*logs, *(parameters[name] for name in law.exponents)])
+
     def weak(self, theta_p: np.ndarray) -> dict[str, str]:
         """Terms that vanish, and flat directions: what the points say nothing about."""
         design, law = self.design_knp, self.law
@@ -252,16 +316,34 @@ class _Problem:
             if share.max() < 1e-6
         }
         jacobian = np.einsum("kn,knp->np", share_kn, design)
-        _, sizes, directions = np.linalg.svd(jacobian, full_matrices=False)
-        names = (*law.scales, *law.exponents)
-        for size, direction in zip(sizes, directions, strict=True):
-            if size < 1e-5 * sizes[0]:
-                for name in np.array(names)[np.abs(direction) > 0.3]:
-                    weak.setdefault(str(name), "others can make up for a change of it")
-        return weak
+        return flat(jacobian, (*law.scales, *law.exponents)) | weak
 
 
-def _log(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
+def flat(jacobian_np: np.ndarray, names: Sequence[str]) -> dict[str, str]:
+    """Parameters that can change together without changing any prediction, with the reason."""
+    found: dict[str, str] = {}
+    _, sizes, directions = np.linalg.svd(jacobian_np, full_matrices=False)
+    for size, direction in zip(sizes, directions, strict=True):
+        if size < 1e-5 * sizes[0]:
+            for name in np.array(names)[np.abs(direction) > 0.3]:
+                found.setdefault(str(name), "others can make up for a change of it")
+    return found
+
+
+def vague(samples: Mapping[str, np.ndarray], names: Sequence[str]) -> dict[str, str]:
+    """Parameters whose interval spans a factor of five or more, with the reason."""
+    found: dict[str, str] = {}
+    for name in names:
+        if not np.isfinite(samples[name]).any():
+            continue
+        low, high = percentiles(samples[name])
+        if not high < 5 * low:
+            found[name] = f"its 95% interval spans {low:.3g} to {high:.3g}"
+    return found
+
+
+def logarithms(name: str, values: Sequence[float] | np.ndarray) -> np.ndarray:
+    """Of a column whose values must be positive and finite."""
     values = np.asarray(values, float)
     bad = np.flatnonzero(~(np.isfinite(values) & (values > 0)))
     if len(bad):

@@ -9,7 +9,8 @@ import itertools
 import numpy as np
 
 from t5x_lite.errors import UserError
-from t5x_lite.scaling.laws import CHINCHILLA, Columns, Fitted
+from t5x_lite.scaling import laws
+from t5x_lite.scaling.laws import CHINCHILLA, Columns, Fitted, Noise
 from t5x_lite.scaling.minimise import minimise
 
 _NUDGE = 1e-5  # of an exponent, for the curvature: differences of exact gradients
@@ -18,7 +19,12 @@ _LIMITS = 0.0, 5.0  # no law of loss has exponents beyond them
 
 
 def fit(
-    columns: Columns, *, bootstraps: int = 0, seed: int = 0, weights: np.ndarray | None = None
+    columns: Columns,
+    *,
+    bootstraps: int = 0,
+    seed: int = 0,
+    weights: np.ndarray | None = None,
+    noise: Noise | None = None,
 ) -> Fitted:
     """Chinchilla's law by least squares of the relative error, Σ (1 − prediction / L)².
 
@@ -27,20 +33,23 @@ def fit(
       bootstraps: draws of as many points with replacement; 0 for none.
       seed: of the draws.
       weights: of draws given from outside, [bootstraps, points]; None draws them.
+      noise: the errors with which the law's own losses are fitted again.
 
     Raises:
       UserError: fewer than six points.
     """
     logs = {name: np.log(np.asarray(columns[name], float)) for name in ("n", "d")}
     loss_n = np.asarray(columns["loss"], float)
-    count = len(loss_n)
+    loss_1n, count = loss_n[None], len(loss_n)
     if count < 6:
-        raise UserError(f"{CHINCHILLA.name} has 5 parameters, and there are {count} points.")
+        raise UserError(
+            f"{CHINCHILLA.name} has 5 parameters, and there are {count} points; give at least 6."
+        )
     centres = {name: float(np.mean(values)) for name, values in logs.items()}
     away = [logs[name] - centres[name] for name in ("n", "d")]
 
     starts = np.array(list(itertools.product(_GRID, _GRID)))
-    found, values = minimise(_reduced(away, loss_n, np.ones((len(starts), count))), starts)
+    found, values = minimise(_reduced(away, loss_1n, np.ones((len(starts), count))), starts)
     best = found[np.argmin(values)]
     samples: dict[str, np.ndarray] = {}
     if bootstraps or weights is not None:
@@ -48,12 +57,22 @@ def fit(
             rng = np.random.default_rng(seed)
             weights = rng.multinomial(count, np.full(count, 1 / count), size=bootstraps)
         weights = np.asarray(weights, float)
-        again, _ = minimise(_reduced(away, loss_n, weights), np.repeat(best[None], len(weights), 0))
-        samples = _parameters(again, away, loss_n, weights, centres)
-    one = _parameters(best[None], away, loss_n, np.ones((1, count)), centres)
+        again, _ = minimise(
+            _reduced(away, loss_1n, weights), np.repeat(best[None], len(weights), 0)
+        )
+        samples = _parameters(again, away, loss_1n, weights, centres)
+    one = _parameters(best[None], away, loss_1n, np.ones((1, count)), centres)
     samples = {name: _reflected(one[name], drawn, count) for name, drawn in samples.items()}
     parameters = {name: float(v[0]) for name, v in one.items()}
-    return Fitted(CHINCHILLA, parameters, float(np.min(values)), samples)
+    noisy: dict[str, np.ndarray] = {}
+    if noise is not None:
+        exact = CHINCHILLA.predict(parameters, columns)
+        loss_mn = exact * np.exp(noise(np.log(loss_n / exact)))
+        ones = np.ones_like(loss_mn)
+        again, _ = minimise(_reduced(away, loss_mn, ones), np.repeat(best[None], len(ones), 0))
+        noisy = _parameters(again, away, loss_mn, ones, centres)
+    weak = laws.weak(CHINCHILLA, columns, parameters)
+    return Fitted(CHINCHILLA, parameters, float(np.min(values)), samples, weak, noisy)
 
 
 def _reflected(found: np.ndarray, drawn: np.ndarray, count: int) -> np.ndarray:
@@ -68,13 +87,17 @@ def _reflected(found: np.ndarray, drawn: np.ndarray, count: int) -> np.ndarray:
         return np.exp(np.log(found) + spread * (np.log(found) - np.log(drawn)))
 
 
-def _reduced(away, loss_n, weights_mn):
-    """The least squares that are left once E, A and B are solved, as a function of (α, β)."""
+def _reduced(away, loss_mn, weights_mn):
+    """The least squares that are left once E, A and B are solved, as a function of (α, β).
+
+    `loss_mn` has a row for each problem, or one for all.
+    """
 
     def slope(exponents, rows):
         inside = np.all((exponents > _LIMITS[0]) & (exponents < _LIMITS[1]), axis=1)
         exponents = np.clip(exponents, *_LIMITS)
-        basis_mnk, coefficients_mk = _solve(exponents, away, loss_n, weights_mn[rows])
+        losses = loss_mn if len(loss_mn) == 1 else loss_mn[rows]
+        basis_mnk, coefficients_mk = _solve(exponents, away, losses, weights_mn[rows])
         error_mn = np.einsum("mnk,mk->mn", basis_mnk, coefficients_mk) - 1.0
         weighted = weights_mn[rows] * error_mn
         # The coefficients are optimal, so that they count as constants (the envelope theorem).
@@ -97,13 +120,13 @@ def _reduced(away, loss_n, weights_mn):
     return compute
 
 
-def _solve(exponents_mk, away, loss_n, weights_mn):
+def _solve(exponents_mk, away, loss_mn, weights_mn):
     """The basis N^-α, D^-β, 1, each over the loss, and its non-negative coefficients.
 
     Of three columns the sets that may be positive are seven: each is solved, the best is taken.
     """
     powers = [np.exp(-exponents_mk[:, k, None] * away[k]) for k in range(2)]
-    basis_mnk = np.stack([*powers, np.ones_like(powers[0])], axis=-1) / loss_n[None, :, None]
+    basis_mnk = np.stack([*powers, np.ones_like(powers[0])], axis=-1) / loss_mn[:, :, None]
     weighted = weights_mn[:, :, None] * basis_mnk
     gram = np.einsum("mnk,mnl->mkl", weighted, basis_mnk)
     right = weighted.sum(axis=1)
@@ -126,8 +149,8 @@ def _solve(exponents_mk, away, loss_n, weights_mn):
     return basis_mnk, best
 
 
-def _parameters(exponents_mk, away, loss_n, weights_mn, centres):
-    _, coefficients = _solve(exponents_mk, away, loss_n, weights_mn)
+def _parameters(exponents_mk, away, loss_mn, weights_mn, centres):
+    _, coefficients = _solve(exponents_mk, away, loss_mn, weights_mn)
     alpha, beta = exponents_mk.T
     with np.errstate(over="ignore"):
         return {

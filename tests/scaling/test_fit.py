@@ -7,7 +7,7 @@ import pytest
 from scipy.optimize import check_grad, minimize
 
 from t5x_lite.errors import UserError
-from t5x_lite.scaling import fit, isoflop, laws, points, projection
+from t5x_lite.scaling import fit, isoflop, laws, optimum, points, projection
 from t5x_lite.scaling.points import Points
 
 TRUE = {"A": 406.4, "B": 410.7, "E": 1.69, "alpha": 0.34, "beta": 0.28}
@@ -63,6 +63,12 @@ def test_derivatives_of_the_objective():
     for p, row in enumerate(part(2)(at)):
         slope = check_grad(lambda t, p=p: part(1)(t)[p], lambda t, row=row: row, at)
         assert slope < 1e-4 * np.abs(part(2)(at)).max()
+
+
+def test_parameters_and_their_logarithms_are_inverse():
+    problem = laws._Problem(laws.CHINCHILLA, grid(), delta=1e-3)
+    again = problem.parameters(problem.theta(TRUE)[None])
+    assert {name: v[0] for name, v in again.items()} == pytest.approx(TRUE, rel=1e-12)
 
 
 def test_the_optimum_is_no_higher_than_that_of_scipy():
@@ -122,12 +128,23 @@ def test_minima_of_budgets_grow_as_the_law_says(curve):
     true = {**TRUE, "beta": TRUE["alpha"]}  # where the exponents agree a parabola has no bias
     one = {name: np.array([value]) for name, value in true.items()}
     c = np.repeat([1e18, 1e19, 1e20, 1e21], 13)
-    n = np.array([fit.best_size(one, each)[0] for each in c]) * np.tile(np.geomspace(0.2, 5, 13), 4)
+    n = np.array([optimum.best_size(one, each)[0] for each in c]) * np.tile(
+        np.geomspace(0.2, 5, 13), 4
+    )
     columns = {"n": n, "c": c, "d": c / (6 * n)}
     columns["loss"] = laws.CHINCHILLA.predict(true, columns)
     found = isoflop.fit(columns, curve, bootstraps=5)
     assert found.exponent == pytest.approx(0.5, abs=1e-3)
-    assert found.optimum(1e20) == pytest.approx(fit.best_size(one, 1e20)[0], rel=0.02)
+    assert found.optimum(1e20) == pytest.approx(optimum.best_size(one, 1e20)[0], rel=0.02)
+
+
+def test_an_akima_curve_does_not_swing_between_sizes_that_all_but_agree():
+    n = np.repeat(np.geomspace(1e8, 1e9, 7), 2) * np.tile([1, 1 + 1e-5], 7)
+    y = 3 + 0.1 * np.log(n / 3e8) ** 2 + np.tile([-0.02, 0.02], 7)
+    columns = {"n": np.tile(n, 2), "c": np.repeat([1e19, 1e20], 14), "loss": np.tile(y, 2)}
+    for minimum in isoflop.fit(columns, "akima").minima:
+        assert minimum.n == pytest.approx(3e8, rel=0.1)
+        assert minimum.loss == pytest.approx(3, abs=0.02)
 
 
 def test_minima_at_the_edge_are_refused():
@@ -141,7 +158,7 @@ def test_minima_at_the_edge_are_refused():
 
 def test_the_best_size_is_the_lowest_loss_of_its_budget():
     one = {name: np.array([value]) for name, value in TRUE.items()}
-    best = fit.best_size(one, 1e21)[0]
+    best = optimum.best_size(one, 1e21)[0]
     n = np.geomspace(best / 1.5, best * 1.5, 10_001)
     loss = laws.CHINCHILLA.predict(TRUE, {"n": n, "d": 1e21 / (6 * n)})
     assert n[np.argmin(loss)] == pytest.approx(best, rel=1e-3)
@@ -152,10 +169,27 @@ def test_a_target_far_away_needs_force():
     far = 1e3 * columns["c"].max()
     with pytest.raises(UserError, match=r"1,000 times .* --force"):
         fit.fit(Points(columns), bootstraps=10, target=far)
-    result = fit.fit(Points(columns), bootstraps=10, target=far, force=True)
+    only = ["approach_3"]
+    result = fit.fit(Points(columns), bootstraps=10, target=far, force=True, only=only, holdout=0)
     optimum = result["methods"]["approach_3"]["optimum"]
     assert optimum["c"] == far
     assert optimum["loss"]["interval"][0] <= optimum["loss"]["value"]
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": -1.0}, r"target=-1.0 must be a positive number of FLOPs"),
+        ({"delta": 0.0}, r"delta=0.0 must be positive"),
+        ({"bootstraps": -1}, r"bootstraps=-1 must be 0"),
+        ({"target_unique": 1e9}, r"need those of the runs: --unique"),
+        ({"chance": 0.25}, r"--accuracy"),
+        ({"noise": "seeds"}, r"--seed_column"),
+    ],
+)
+def test_options_that_cannot_be_meant(options, message):
+    with pytest.raises(UserError, match=message):
+        fit.fit(Points(grid()), **{"bootstraps": 2, "only": ["kaplan_d"], **options})
 
 
 def write_csv(path, columns, header="params,tokens,nats"):
@@ -210,15 +244,23 @@ def test_bad_points_are_one_line(tmp_path, text, names, message):
 
 def test_too_few_points(tmp_path):
     few = {name: v[:4] for name, v in grid().items()}
-    with pytest.raises(UserError, match=r"5 parameters, and there are 4 points"):
-        fit.fit(Points(few))
+    for method in ("approach_3", "variable_projection"):
+        with pytest.raises(UserError, match=r"5 parameters, and there are 4 points; .* at least 6"):
+            fit.fit(Points(few), only=[method])
+    with pytest.raises(UserError, match=r"no method 'approach_4' .* approach_3,"):
+        fit.fit(Points(few), only=["approach_4"])
+    refused = fit.fit(Points(few), bootstraps=0)["refused"]  # of one size D alone can be fitted
+    assert "needs 3 values of N, and there are 1" in refused["kaplan_n"]
+    assert "approach_3" in refused
+    assert "validation" not in refused
 
 
 def test_the_verb_writes_every_number(tmp_path, capsys):
     from t5x_lite import cli
 
     path = write_csv(tmp_path / "a.csv", grid(0.01))
-    argv = ["fit", path, "--n", "params", "--d", "tokens", "--loss", "nats", "--bootstraps", "20"]
+    argv = ["fit", path, "--n", "params", "--d", "tokens", "--loss", "nats", "--holdout", "0"]
+    argv += ["--only", "approach_3", "approach_2_parabola", "--bootstraps", "20"]
     assert cli.main([*argv, "--out", str(tmp_path / "out"), "--target", "1e21"]) == 0
     assert "approach_3" in capsys.readouterr().out
     result = json.loads((tmp_path / "out/fit.json").read_text())
