@@ -1,3 +1,4 @@
+# shellcheck shell=bash
 # Sourced by the scripts beside it, from the repository's root:
 #   make_environment FOLDER EXTRAS [REQUIREMENTS]
 # Makes a virtual environment with the pinned set, unless it is there and nothing has changed. The

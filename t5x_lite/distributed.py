@@ -115,7 +115,8 @@ def joined(place: Place | None, configuration: str = "") -> Iterator[None]:
         _initialize(place)
         yield
     except (Exception, KeyboardInterrupt) as error:
-        status = STATUS.get(type(error), 1)
+        # gin raises subclasses of what it lets through.
+        status = next((code for kind, code in STATUS.items() if isinstance(error, kind)), 1)
         if status == 1:
             time.sleep(AFTERMATH)
         # At exit JAX would wait for processes that wait for this one.

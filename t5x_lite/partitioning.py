@@ -11,8 +11,9 @@ parameters over the axes fsdp and tensor. Rows of a batch are split over the dat
 import dataclasses
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
+from typing import Any
 
 import jax
 import numpy as np
@@ -277,6 +278,23 @@ class Sharding:
     def inside(self) -> "Sharding":
         """The same for use inside of `jax.shard_map`, where some mesh axes are manual."""
         return dataclasses.replace(self, mesh=jax.sharding.get_abstract_mesh())
+
+    def shard_map(self, work: Callable, ins: Any, outs: Any, check_vma: bool = False) -> Callable:
+        """`work` on each device's parts of arrays, as a function of whole ones: `jax.shard_map`.
+
+        Over all mesh axes that aren't manual already, as the stages are inside of a pipeline.
+
+        Args:
+            work: a function of parts.
+            ins: a PartitionSpec for each argument, or a tree of them.
+            outs: the same for what it returns.
+            check_vma: follow over which axes values vary. It refuses loops that begin with
+                constants, and Pallas kernels, which say nothing of it.
+        """
+        free = {*self.mesh.axis_names} - {*getattr(self.mesh, "manual_axes", ())}
+        return jax.shard_map(
+            work, mesh=self.mesh, in_specs=ins, out_specs=outs, axis_names=free, check_vma=check_vma
+        )
 
     def spec(self, names: Sequence[str | None], shape: Sequence[int]) -> PartitionSpec:
         """The PartitionSpec of an array of this `shape` with these logical axis `names`.

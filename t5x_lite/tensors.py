@@ -226,7 +226,7 @@ def _read_errors(path: str, folder: Path) -> Iterator[None]:
         yield
     except (ValueError, OSError) as error:
         text = str(error)
-        named = re.findall(rf'"{re.escape(str(folder))}/?([^"]+)"', text)
+        named = re.findall(rf'"{re.escape(str(folder))}/([^"]+)"', text)
         where = f" in state/{named[-1]}" if named else ""
         raise UnusableError(f"{path} cannot be read{where} ({gist(error)})") from error
 

@@ -1,23 +1,15 @@
 """The life of a tiny model through the command line: every verb on a run of four steps."""
 
-import json
-
 import gin
 import pytest
 
 from t5x_lite import cli
+from tests import tiny_run
+from tests.tiny_run import rows
 
 TINY = [
-    "--gin_file=runs/pretrain_llama.gin",
-    "--gin.TEXT='text.txt'",
-    "--gin.VOCABULARY=@vocabularies.Bytes()",
-    "--gin.VOCAB_SIZE=363",
-    *(
-        f"--gin.llama.{name}"
-        for name in ("width=16", "layers=1", "heads=2", "kv_heads=1", "hidden=16")
-    ),
-    *("--gin.STEPS=4", "--gin.BATCH_SIZE=8", "--gin.LENGTH=16", "--gin.WARMUP_STEPS=1"),
-    *("--gin.EVAL_PERIOD=2", "--gin.LOG_PERIOD=1", "--gin.PEAK_FLOPS=1e9"),
+    *tiny_run.TINY,
+    *("--gin.STEPS=4", "--gin.BATCH_SIZE=8", "--gin.EVAL_PERIOD=2"),
 ]
 
 
@@ -25,12 +17,10 @@ TINY = [
 def folder(tmp_path_factory):
     """Where the model was trained, with the text and its tokens."""
     folder = tmp_path_factory.mktemp("run")
-    lines = (f"{a} and {b} are {a + b}.\n\n" for a in range(20) for b in range(20))
-    (folder / "text.txt").write_text("".join(lines))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("JAX_COMPILATION_CACHE_DIR", "unused")
-        assert cli.main(["data", "prepare", *TINY]) == 0
+        tiny_run.prepare(folder)
         assert cli.main(["train", *TINY, "--model_dir=model"]) == 0
     return folder
 
@@ -43,13 +33,8 @@ def inside(folder, monkeypatch):
     gin.clear_config()
 
 
-def rows():
-    with open("model/metrics.jsonl") as file:
-        return [json.loads(line) for line in file]
-
-
 def test_train_leaves_its_log_and_both_configurations(folder):
-    assert [row["step"] for row in rows() if "loss" in row] == [1, 2, 3, 4]
+    assert [row["step"] for row in rows(folder / "model") if "loss" in row] == [1, 2, 3, 4]
     given, used = ((folder / "model" / f"{n}config.gin").read_text() for n in ("", "operative_"))
     for text in (given, used):
         assert "STEPS = 4\n" in text
@@ -57,11 +42,11 @@ def test_train_leaves_its_log_and_both_configurations(folder):
     assert "SentencePiece" not in used, "nothing read it"
 
 
-def test_the_same_command_again_says_that_it_is_done(capsys):
-    before = rows()
+def test_the_same_command_again_says_that_it_is_done(folder, capsys):
+    before = rows(folder / "model")
     assert cli.main(["train", *TINY, "--model_dir=model"]) == 0
     assert "done" in capsys.readouterr().out
-    assert rows() == before
+    assert rows(folder / "model") == before
 
 
 def test_another_configuration_leaves_the_record_of_the_run_alone(folder, capsys):
@@ -72,11 +57,11 @@ def test_another_configuration_leaves_the_record_of_the_run_alone(folder, capsys
     assert {path.name: path.read_bytes() for path in (folder / "model").glob("*.*")} == record
 
 
-def test_eval_needs_no_more_than_the_model_dir(capsys):
+def test_eval_needs_no_more_than_the_model_dir(folder, capsys):
     assert cli.main(["eval", "--model_dir=model", "--baselines"]) == 0
     out = capsys.readouterr().out
     assert [word for word in ("unigram", "bigram", "model, step 4") if word in out] != []
-    last = [row["eval/loss"] for row in rows() if "eval/loss" in row][-1]
+    last = [row["eval/loss"] for row in rows(folder / "model") if "eval/loss" in row][-1]
     assert f"{last:.4f}" in out
 
 

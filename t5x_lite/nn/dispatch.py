@@ -185,15 +185,7 @@ def of_tokens(choose: Callable[[Array], Array], x_BTE: Array, sharding: Sharding
     if sharding is None or sharding.mesh.size == 1:
         return choose(x_BTE)
     tokens = sharding.spec(("batch", "length", None), x_BTE.shape)
-    return jax.shard_map(
-        choose, mesh=sharding.mesh, in_specs=(tokens,), out_specs=tokens,
-        axis_names=_free(sharding), check_vma=False,
-    )(x_BTE)  # fmt: skip
-
-
-def _free(sharding: Sharding) -> set[str]:
-    """All mesh axes that aren't manual already, as the stage axis is inside of a pipeline."""
-    return {*sharding.mesh.axis_names} - {*getattr(sharding.mesh, "manual_axes", ())}
+    return sharding.shard_map(choose, (tokens,), tokens)(x_BTE)
 
 
 def _on_mesh(local, sharding: Sharding | None, kernels: Kernels, x_BTD, *others_BTK):
@@ -224,14 +216,8 @@ def _on_mesh(local, sharding: Sharding | None, kernels: Kernels, x_BTD, *others_
     def part(kernels, *arrays):
         return local(layout, kernels, *arrays)[None]
 
-    # The kernels on TPU say nothing of what varies over which axis, which the check would need.
-    partial_HBTD = jax.shard_map(
-        part,
-        mesh=sharding.mesh,
-        in_specs=({name: back if name == "down" else into for name in kernels},
-                  *(tokens,) * (1 + len(others_BTK))),
-        out_specs=PartitionSpec(hidden or None, *tokens),
-        axis_names=_free(sharding),
-        check_vma=False,
-    )(dict(kernels), x_BTD, *others_BTK)  # fmt: skip
+    weights = {name: back if name == "down" else into for name in kernels}
+    ins = weights, *(tokens,) * (1 + len(others_BTK))
+    run = sharding.shard_map(part, ins, PartitionSpec(hidden or None, *tokens))
+    partial_HBTD = run(dict(kernels), x_BTD, *others_BTK)
     return jax.lax.reduce_sum(partial_HBTD, axes=[0])  # jnp.sum would add up in float32

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float, Int
 
 from t5x_lite.partitioning import Sharding
@@ -57,22 +57,11 @@ def lookup(
             return jax.lax.all_gather(found_BTD, columns, axis=2, tiled=True)
         return found_BTD
 
-    mesh = sharding.mesh
-    kinds = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    return jax.shard_map(
-        own,
-        mesh=mesh,
-        in_specs=(PartitionSpec(rows or None, columns or None), _tokens(batch, length)),
-        out_specs=_tokens(batch, length),
-        axis_names={axis for axis, kind in kinds if kind != AxisType.Manual},
-        # With it the gradient of a sum needs no other sum; but it takes a gathered array for one
-        # that differs from device to device.
-        check_vma=sent or not columns,
-    )(table_VD, ids_BT)
-
-
-def _tokens(batch: tuple[str, ...], length: tuple[str, ...]) -> PartitionSpec:
-    return PartitionSpec(batch or None, length or None)
+    tokens = PartitionSpec(batch or None, length or None)
+    ins = PartitionSpec(rows or None, columns or None), tokens
+    # With the check the gradient of a sum needs no other sum; but it takes a gathered array for one
+    # that differs from device to device.
+    return sharding.shard_map(own, ins, tokens, check_vma=sent or not columns)(table_VD, ids_BT)
 
 
 def _own_rows(table_VD: Array, ids_BT: Array, rows: tuple[str, ...], dtype: str) -> Array:

@@ -5,7 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from t5x_lite.nn.online import Context
@@ -33,18 +33,17 @@ def by_device(
         return work(q_BTNH, k_BSKH, v_BSKH, context)
     rows, heads = (sharding.axes(name) or None for name in ("batch", "act_heads"))
     each = PartitionSpec(rows, None, heads)
+    run = sharding.shard_map(work, (each, each, each, specs_of(context, sharding)), each)
+    return run(q_BTNH, k_BSKH, v_BSKH, context)
+
+
+def specs_of(context: Context, sharding: Sharding) -> Context:
+    """The PartitionSpecs of a context's arrays, whose rows and slots are whole."""
+    rows, heads = (sharding.axes(name) or None for name in ("batch", "act_heads"))
     # Orders have one row for the whole batch; a table of biases has its heads last.
-    per_row, keys = jax.tree.map(
-        lambda leaf: PartitionSpec(rows if leaf.shape[0] > 1 else None), (sees, dropout_keys)
+    sees, keys = jax.tree.map(
+        lambda leaf: PartitionSpec(rows if leaf.shape[0] > 1 else None),
+        (context.sees, context.dropout_keys),
     )
-    tables = jax.tree.map(lambda leaf: PartitionSpec(*(None,) * (leaf.ndim - 1), heads), bias)
-    mesh = sharding.mesh
-    own = zip(mesh.axis_names, mesh.axis_types, strict=True)
-    return jax.shard_map(
-        work,
-        mesh=mesh,
-        in_specs=(each, each, each, Context(per_row, tables, keys, PartitionSpec(heads))),
-        out_specs=each,
-        axis_names={axis for axis, kind in own if kind != AxisType.Manual},
-        check_vma=False,  # loops begin with constants, which are the same on all devices
-    )(q_BTNH, k_BSKH, v_BSKH, context)
+    bias = jax.tree.map(lambda leaf: PartitionSpec(*(None,) * (leaf.ndim - 1), heads), context.bias)
+    return Context(sees, bias, keys, PartitionSpec(heads))

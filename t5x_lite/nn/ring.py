@@ -16,11 +16,12 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax.sharding import AxisType, PartitionSpec
+from jax.sharding import PartitionSpec
 from jaxtyping import Array, Float
 
 from t5x_lite.errors import UserError
 from t5x_lite.nn import online
+from t5x_lite.nn.mapped import specs_of
 from t5x_lite.nn.masks import Visibility
 from t5x_lite.partitioning import Sharding
 from t5x_lite.types import KeyArray
@@ -200,33 +201,16 @@ class _Call:
         batch, length, heads = (
             self.sharding.axes(name) or None for name in ("batch", "length", "act_heads")
         )
-        bias = jax.tree.map(
-            lambda leaf: PartitionSpec(*(None,) * (leaf.ndim - 1), heads), context.bias
-        )
         # Slots and segments of the whole row, a few bytes a token, are on every device.
-        sees, keys = jax.tree.map(
-            lambda leaf: PartitionSpec(batch if leaf.shape[0] > 1 else None),
-            (context.sees, context.dropout_keys),
-        )
+        rest = specs_of(context, self.sharding)
         specs = {
             "rows": PartitionSpec(batch, length, heads),
             "blocks": PartitionSpec(length, batch, None, heads),
             "totals": PartitionSpec(length, batch, heads),
-            "bias": bias,
+            "bias": rest.bias,
         }
-        mesh = self.sharding.mesh
-        own = zip(mesh.axis_names, mesh.axis_types, strict=True)
-        return jax.shard_map(
-            work,
-            mesh=mesh,
-            in_specs=(
-                *(specs[kind] for kind in arrays),
-                online.Context(sees, bias, keys, PartitionSpec(heads)),
-            ),
-            out_specs=tuple(specs[kind] for kind in results),
-            axis_names={axis for axis, kind in own if kind != AxisType.Manual},
-            check_vma=False,
-        )
+        ins = *(specs[kind] for kind in arrays), rest
+        return self.sharding.shard_map(work, ins, tuple(specs[kind] for kind in results))
 
     @property
     def _axes(self) -> tuple[str, ...]:

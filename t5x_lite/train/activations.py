@@ -1,6 +1,7 @@
 """How much of a forward pass is kept for the backward pass; computed from shapes alone."""
 
 import math
+from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
@@ -31,10 +32,12 @@ def stored_bytes(
     """
     # The second trace's arrays are larger where they hold rows; the others aren't activations.
     one, two = (_residuals(model, loss, batch, sharding, microbatches, n) for n in (1, 2))
-    return sum(
-        (_bytes(more) - _bytes(leaf)) // _parts(leaf, model, sharding)
-        for leaf, more in zip(one, two, strict=True)
-    )
+    total = 0
+    for leaf, more in zip(one, two, strict=True):
+        # As many rows as the model has heads are none.
+        sizes = [a for a, b in zip(leaf.shape, more.shape, strict=True) if a == b]
+        total += (_bytes(more) - _bytes(leaf)) // _parts(sizes, model, sharding)
+    return total
 
 
 def _residuals(model, loss, batch, sharding, microbatches, times) -> list[jax.ShapeDtypeStruct]:
@@ -61,8 +64,11 @@ def _bytes(leaf: jax.ShapeDtypeStruct) -> int:
     return math.prod(leaf.shape) * (leaf.dtype.itemsize if leaf.dtype != jax.dtypes.float0 else 0)
 
 
-def _parts(leaf: jax.ShapeDtypeStruct, model: ModelConfig, sharding: Sharding) -> int:
-    """Devices that such an array is split over: rows and tokens always, units where it has them."""
+def _parts(sizes: Sequence[int], model: ModelConfig, sharding: Sharding) -> int:
+    """Devices that an array is split over: rows and tokens always, units where one of `sizes` is.
+
+    `sizes` are those of its other axes.
+    """
     parts = math.prod(sharding.parts(name) for name in ("batch", "length", "layers"))
     shapes, axes = parameters.abstract(model)
     units = {
@@ -73,4 +79,4 @@ def _parts(leaf: jax.ShapeDtypeStruct, model: ModelConfig, sharding: Sharding) -
         for name, size in zip(names, param.shape, strict=True)
         if name in ("heads", "kv_heads", "mlp", "vocab") and size != model.width
     }
-    return parts * max((units[size] for size in leaf.shape if size in units), default=1)
+    return parts * max((units[size] for size in sizes if size in units), default=1)

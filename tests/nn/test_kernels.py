@@ -386,6 +386,30 @@ def test_dropout_is_fair_and_independent(rate):
     assert centred.sum(axis=-1).var() / 512 == pytest.approx(1, rel=0.15)
 
 
+def test_dropout_of_queries_whose_words_are_close_is_independent():
+    """Also of those whose words are a slot's stride apart: their patterns aren't shifted ones."""
+    words_N2 = np.random.default_rng(0).integers(0, 2**32, (64, 2), np.uint32)
+    words_N2[::2, 0] = 0  # bits that hide a sum of the slot and the second word
+    slots = jnp.arange(512)
+    kept = functools.partial(scores.kept, slots_S=slots, rate=0.5)
+    drawn = 2.0 * np.asarray(kept(jnp.asarray(words_N2)[None, None]))[0, 0] - 1
+    for step in ((0, 1), (0, 2**16), (0, scores._GOLDEN), (1, 0), (2**31, 0)):
+        near_N2 = words_N2 + np.asarray(step, np.uint32)
+        near = 2.0 * np.asarray(kept(jnp.asarray(near_N2)[None, None]))[0, 0] - 1
+        for shift in range(-2, 3):
+            together = (drawn * np.roll(near, shift, axis=1)).mean()
+            assert abs(together) < 5 / math.sqrt(drawn.size), (step, shift)
+
+
+def test_each_bit_of_a_word_flips_half_the_bits_of_its_hash():
+    x = np.random.default_rng(0).integers(0, 2**32, 4096, np.uint32)
+    bits = np.uint32(1) << np.arange(32, dtype=np.uint32)
+    flipped = np.asarray(scores._mix(jnp.asarray(x[:, None] ^ bits)))
+    changed = np.asarray(scores._mix(jnp.asarray(x)))[:, None] ^ flipped  # [x, bit of x]
+    share = ((changed[:, :, None] & bits) != 0).mean(axis=0)  # [bit of x, bit of its hash]
+    assert np.abs(share - 0.5).max() < 6 * 0.5 / math.sqrt(len(x))
+
+
 def test_dropout_knows_slots_and_heads_not_blocks():
     whole = np.asarray(scores.kept(words(), jnp.arange(512), 0.3))
     keys = jax.random.split(jax.random.key(1), 3)

@@ -172,6 +172,12 @@ def test_activations_are_divided_as_the_mesh_says():
     assert whole < halves < 1.5 * whole
 
 
+def test_half_the_rows_keep_half_the_bytes():
+    """Parameters, which the backward pass reads too, don't count; nor are four rows four heads."""
+    mesh = {"table": "fsdp_tp", "fsdp": 2, "tensor": 4}
+    assert 2 * stored(**mesh, microbatches=2) == stored(**mesh) > 0
+
+
 def test_activations_are_what_a_compiled_step_needs(tiny):
     """Memory of the compiler's own for one device's rows: what is kept, and what it works with."""
     config = gpt2("tiny", width=128, layers=4, heads=4, vocab_size=256, dropout=0.1)

@@ -6,10 +6,10 @@ one is asked to, and end when one dies.
 """
 
 import itertools
-import json
 import os
 import pathlib
 import pickle
+import re
 import shutil
 import signal
 import socket
@@ -22,25 +22,19 @@ import jax
 import numpy as np
 import pytest
 
-from t5x_lite import cli, distributed
+from t5x_lite import cli, distributed, folders
 from t5x_lite.partitioning import MeshConfig, Sharding
 from t5x_lite.train import loop
 from t5x_lite.train.evaluation import rows_here
+from tests import tiny_run
+from tests.tiny_run import rows
 
 SCRIPT = pathlib.Path(__file__).with_name("hosts.py")
 STEPS = 6  # compared; runs go on until they are stopped
 TINY = [
-    "--gin_file=runs/pretrain_llama.gin",
-    "--gin.TEXT='text.txt'",
-    "--gin.VOCABULARY=@vocabularies.Bytes()",
-    "--gin.VOCAB_SIZE=363",
-    *(
-        f"--gin.llama.{name}"
-        for name in ("width=16", "layers=1", "heads=2", "kv_heads=1", "hidden=16", "dropout=0.1")
-    ),
-    *("--gin.STEPS=10000", "--gin.BATCH_SIZE=16", "--gin.LENGTH=16", "--gin.WARMUP_STEPS=1"),
-    *("--gin.EVAL_PERIOD=3", "--gin.EVAL_BATCHES=2", "--gin.CHECKPOINT_PERIOD=3"),
-    *("--gin.LOG_PERIOD=1", "--gin.PEAK_FLOPS=1e9", "--gin.KEEP_EVERY=3"),
+    *tiny_run.TINY,
+    *("--gin.llama.dropout=0.1", "--gin.STEPS=10000", "--gin.BATCH_SIZE=16", "--gin.EVAL_PERIOD=3"),
+    *("--gin.EVAL_BATCHES=2", "--gin.CHECKPOINT_PERIOD=3", "--gin.KEEP_EVERY=3"),
 ]
 
 
@@ -48,12 +42,10 @@ TINY = [
 def folder(tmp_path_factory):
     """Where the data is."""
     folder = tmp_path_factory.mktemp("hosts")
-    lines = (f"{a} and {b} are {a + b}.\n\n" for a in range(20) for b in range(20))
-    (folder / "text.txt").write_text("".join(lines))
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         patch.setenv("JAX_COMPILATION_CACHE_DIR", "unused")
-        assert cli.main(["data", "prepare", *TINY]) == 0
+        tiny_run.prepare(folder)
         yield folder
     gin.clear_config()
 
@@ -88,8 +80,8 @@ def free_port():
         return server.getsockname()[1]
 
 
-def start_two(model_dir, *options, more=((), ())):
-    """Processes 0 and 1 of a run; `more` are options that they don't share."""
+def start_two(model_dir, *options, more=((), ()), verb="train", inside=(None, None)):
+    """Processes 0 and 1 of a run; not shared are the options `more` and the folders `inside`."""
     port = free_port()
     environment = os.environ | {
         "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
@@ -99,12 +91,14 @@ def start_two(model_dir, *options, more=((), ())):
     }
 
     def command(i):
-        return [sys.executable, str(SCRIPT), f"{model_dir}.pieces{i}", "train"]
+        return [sys.executable, str(SCRIPT), f"{model_dir}.pieces{i}", verb]
 
     shared = [f"--model_dir={model_dir}", f"--coordinator=localhost:{port}", "--processes=2"]
+    shared += TINY if verb == "train" else []
     return [
         subprocess.Popen(
-            [*command(i), *TINY, *shared, f"--process={i}", *options, *more[i]],
+            [*command(i), *shared, f"--process={i}", *options, *more[i]],
+            cwd=inside[i],
             env=environment,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -125,10 +119,9 @@ def finish(processes, seconds=200):
     return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
 
 
-def rows(model_dir):
-    path = model_dir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return [json.loads(line) for line in lines]
+def spoken(out):
+    """What the command itself printed."""
+    return [line for line in out.splitlines() if not line.startswith("[Gloo]")]
 
 
 def wait_for_step(processes, model_dir, step):
@@ -187,8 +180,7 @@ def test_two_processes_train_as_one_and_stop_together(folder, single):
     assert (status, other_status) == (143, 143)
     assert "2 processes" in out
     assert "stopped and saved at step" in out
-    spoken = [line for line in other_out.splitlines() if not line.startswith("[Gloo]")]
-    assert spoken == []  # process 0 alone prints
+    assert spoken(other_out) == []  # process 0 alone prints
     last = rows(folder / "two")[-1]["step"]
     assert (folder / "two" / "checkpoints" / str(last) / "commit_success.txt").exists()
     assert_same_losses(folder / "two", single[0])
@@ -216,6 +208,48 @@ def test_two_processes_resume_what_one_saved_and_end_when_one_dies(folder, singl
     assert_same_batches(model_dir, single[1][3:])
 
 
+def test_two_processes_evaluate_as_one(single, capsys):
+    options = f"--model_dir={single[0]}", "--step=3"
+    assert cli.main(["eval", *options]) == 0
+    expected = figures(capsys.readouterr().out)
+    (status, out, err), (other_status, other_out, _) = finish(
+        start_two(single[0], "--step=3", verb="eval")
+    )
+    assert (status, other_status) == (0, 0), err
+    assert len(expected) > 3
+    assert figures("\n".join(spoken(out))) == pytest.approx(expected, rel=1e-4)
+    assert spoken(other_out) == []
+
+
+def figures(text):
+    return [float(number) for number in re.findall(r"\d+\.\d+", text)]
+
+
+def test_damage_that_one_process_alone_sees_stops_both(folder, single):
+    """Process 1 reads a copy in which a file's bit is wrong, and of step 3 a whole file is gone."""
+    places = [folder / "whole", folder / "damaged"]
+    for place in places:
+        place.mkdir()
+        (place / "data").symlink_to(folder / "data")
+        shutil.copytree(single[0], place / "model")
+    third, sixth = (places[1] / "model" / "checkpoints" / name for name in "36")
+    flipped, gone = (
+        max((step / "state").rglob("*"), key=lambda path: path.stat().st_size)
+        for step in (sixth, third)
+    )
+    data = flipped.read_bytes()
+    flipped.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
+    gone.unlink()
+    # Not listed, so that who reads its own part of the tensors is the first to find out.
+    (third / folders.FILES).unlink()
+    folders.list_files(third)
+    for status, _, err in finish(start_two("model", verb="eval", inside=places), seconds=60):
+        assert status == 2, err
+        last = err.splitlines()[-1]
+        assert f"step 6: {flipped.relative_to(sixth)} is not what was saved" in last
+        assert re.search(r"step 3: params/[a-z/]+ cannot be read", last)
+
+
 def test_different_gin_files_stop_both_with_the_difference(folder):
     more = ((), ("--gin.LEARNING_RATE=0.5",))
     for status, _, err in finish(start_two(folder / "differ", more=more)):
@@ -238,6 +272,19 @@ def test_a_coordinator_that_cannot_be_reached_is_one_line(folder, monkeypatch, c
     assert f"of 2 processes, 1 didn't come to process 0 at {address}" in capsys.readouterr().err
 
 
+def test_a_signal_at_one_host_reaches_all_two_steps_later(monkeypatch):
+    make, here = jax.make_array_from_callback, range(5, 8)  # the devices of this host
+
+    def elsewhere_nothing(shape, sharding, values):
+        return make(shape, sharding, lambda at: values(at) * np.int32(at[0].start in here))
+
+    monkeypatch.setattr(jax, "make_array_from_callback", elsewhere_nothing)
+    monkeypatch.setattr(distributed, "process_count", lambda: 2)
+    agreement = distributed.StopAgreement(MeshConfig(fsdp=4, tensor=2).build())
+    asked = [0, 0, signal.SIGTERM, signal.SIGTERM, 0, 0, 0]
+    assert [agreement(int(number)) for number in asked] == [0, 0, 0, 0, 15, 15, 0]
+
+
 @pytest.mark.parametrize(
     ("sizes", "stride", "expected"),
     [
@@ -253,7 +300,7 @@ def test_the_mesh_says_which_rows_a_host_needs(monkeypatch, sizes, stride, expec
     mesh = jax.sharding.Mesh(devices.reshape(mesh.devices.shape), mesh.axis_names)
     sharding = Sharding(mesh, "fsdp_tp")
     named = type(sharding.replicated())
-    for host, rows in enumerate(expected):
+    for host, numbers in enumerate(expected):
         monkeypatch.setattr(
             named,
             "addressable_devices_indices_map",
@@ -263,5 +310,5 @@ def test_the_mesh_says_which_rows_a_host_needs(monkeypatch, sizes, stride, expec
                 if device.id // 4 == host
             },
         )
-        assert list(rows_here(sharding, 16)) == list(rows)
+        assert list(rows_here(sharding, 16)) == list(numbers)
     assert set(itertools.chain(*expected)) == set(range(16))
