@@ -111,7 +111,7 @@ def generate(
     prompts.require_ids(config, (*decoding.stop_ids, decoding.pad_id), "stop_ids and pad_id")
     decoding.cache_slots(prompt["tokens"].shape[1])
     prompt = prompts.place(config, prompt, model.sharding)
-    return _compiled(model, params, prompt, keys_B, decoding, banned_V)
+    return jit_decode(model, params, prompt, keys_B, decoding, banned_V)
 
 
 def decode(
@@ -142,7 +142,7 @@ def decode(
     return Generated(state.tokens_BT, state.logprobs_BT, state.lengths_B, state.stopped_B)
 
 
-_compiled = jax.jit(decode, static_argnames=("model", "decoding"))
+jit_decode = jax.jit(decode, static_argnames=("model", "decoding"))
 
 
 def prefill(

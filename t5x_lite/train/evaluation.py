@@ -60,6 +60,15 @@ def _place(
     return jax.make_array_from_callback(shape, where, shard)
 
 
+def jit_eval_step(apply: Apply, loss: Loss) -> Any:
+    """`make_eval_step`, compiled, of the loss without what regularises training."""
+    return jax.jit(make_eval_step(apply, _plain(loss)))
+
+
+def _plain(loss: Loss) -> Loss:
+    return getattr(loss, "plain", loss)
+
+
 def make_evaluate(
     apply: Apply, loss: Loss, held_out: Mapping[str, Batches], sharding: Sharding
 ) -> Evaluate:
@@ -68,9 +77,8 @@ def make_evaluate(
     Keys are `eval/loss`, `eval/accuracy`, …, averaged over all that is weighted; where there are
     several tasks, `eval/TASK/loss`, … too. Nothing that regularises training counts.
     """
-    plain = getattr(loss, "plain", loss)
-    eval_step = jax.jit(make_eval_step(apply, plain))
-    main = next(iter(plain.coefficients))
+    eval_step = jit_eval_step(apply, loss)
+    main = next(iter(_plain(loss).coefficients))
 
     def totals_of(params: Params, batches: Batches) -> dict[str, Any]:
         totals: dict[str, Any] = {}

@@ -14,7 +14,7 @@ from t5x_lite.data.tasks import Trainable
 from t5x_lite.errors import UserError
 from t5x_lite.nn import parameters
 from t5x_lite.nn.config import ModelConfig
-from t5x_lite.optim import Optimizer
+from t5x_lite.optim import MuP, Optimizer
 from t5x_lite.partitioning import MeshConfig, Sharding
 from t5x_lite.tensors import flatten, signature, unflatten
 from t5x_lite.train.identity import differences_of, model_identity, require_same, shown
@@ -32,8 +32,8 @@ def restore_or_init(
     seed: int,
     ema: bool,
     init_from: str | None = None,
-) -> tuple[TrainState, Any]:
-    """The newest good checkpoint's state, or a fresh one; and the shardings of either.
+) -> TrainState:
+    """The newest good checkpoint's state, or a fresh one, laid out over the mesh.
 
     A fresh state's parameters are drawn from `seed`, or are those of the run in `init_from`; what
     another head there lacks is drawn.
@@ -43,16 +43,19 @@ def restore_or_init(
         restored = checkpoints.restore(stored_shapes(model, optimizer, sharding, ema))
         if restored is not None:
             state = from_tree(restored.tree, shapes)
-            return jax.device_put(state, shardings), shardings
+            return jax.device_put(state, shardings)
     transform = optimizer.build(parameters.abstract(model)[1])
     # The seed is an argument: as a constant it would make every seed compile anew.
-    init = jax.jit(lambda seed: init_state(model, transform, seed, ema), out_shardings=shardings)
+    base = optimizer.base if isinstance(optimizer, MuP) else None
+    init = jax.jit(
+        lambda seed: init_state(model, transform, seed, ema, base), out_shardings=shardings
+    )
     state = init(jax.numpy.uint32(seed))
     if init_from is not None:
         params = _begun_with(state.params, model, init_from, sharding)
         average = jax.tree.map(jax.numpy.copy, params) if ema else {}
         state = state.replace(params=params, ema=average)
-    return state, shardings
+    return state
 
 
 def _begun_with(fresh: Params, model: ModelConfig, model_dir: str, sharding: Sharding) -> Params:
