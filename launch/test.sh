@@ -25,7 +25,7 @@ make_environment .venv-test test,hub,curate,datasets,tune,tpu tests/hub/requirem
 export PATH="$PWD/.venv-test/bin:$PATH"
 ruff check .
 ruff format --check .
-shellcheck -x launch/*.sh launch/slurm.sbatch .ci/run
+shellcheck -x launch/*.sh launch/*.sbatch .ci/run
 SECONDS=0
 python -m pytest -n 2 --dist worksteal --durations=15 "$@" < /dev/null
 echo "tests: $SECONDS s"
