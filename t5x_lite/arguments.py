@@ -69,11 +69,14 @@ def build_parser() -> Parser:
     verbs = parser.add_subparsers(metavar="VERB", required=True)
     _add_data_verbs(verbs)
     _add_train(verbs)
+    _add_compile(verbs)
     _add_eval(verbs)
     _add_generate(verbs)
     _add_plot(verbs)
     _add_convert(verbs)
+    _add_flops(verbs)
     _add_fit(verbs)
+    _add_sweep(verbs)
     return parser
 
 
@@ -168,7 +171,77 @@ def _add_train(verbs: Any) -> None:
         help="resume although the data, its order or the vocabulary changed since the checkpoint: "
         "each task goes on as far into its epoch as it was",
     )
+    verb.add_argument(
+        "--profile_steps",
+        metavar="A:B",
+        help="write a trace of steps A to B to DIR/profile, for XProf and ui.perfetto.dev; see "
+        "docs/performance.md",
+    )
+    verb.add_argument(
+        "--executable",
+        metavar="FILE",
+        help="run the step that `compile --save` stored, if it is this run's; the file is code, so "
+        "name none that you wouldn't run",
+    )
     _add_processes(verb)
+
+
+def _add_compile(verbs: Any) -> None:
+    verb = _add_verb(
+        verbs,
+        "compile",
+        "compile a run's step for TPUs, without one, and say what it would cost",
+        "Prints memory, FLOPs, what chips send each other, and a modelled step time with its MFU; "
+        "needs neither data nor a TPU, but the TPU's compiler: pip install 't5x_lite[tpu]'. "
+        "docs/compile.md.",
+        "--gin_file runs/pretrain_llama.gin --topology v5p-128",
+    )
+    add = verb.add_argument
+    add("--topology", required=True, metavar="NAME", help="as on the cloud: v4-8, v5e-16, v5p-128, "
+        "v6e-256; of several slices: 2xv5e-256")  # fmt: skip
+    add(
+        "--verb",
+        dest="program",
+        choices=("train", "eval", "generate"),
+        default="train",
+        help="whose program: of a step of train (default) or eval, or of what generate runs",
+    )
+    add("--max_tokens", type=int, metavar="N", help="of generate: the tokens that a row is given, "
+        "of LENGTH in all; default: 64")  # fmt: skip
+    add("--json", metavar="FILE", help="write the figures there, too")
+    add("--save", metavar="FILE", help="store the training step there, for `train --executable`; "
+        "--topology here is for the devices of this process")  # fmt: skip
+    _add_search(verb)
+
+
+def _add_search(verb: Parser) -> None:
+    group = verb.add_argument_group(
+        "the best settings",
+        "--search tries batch × remat × rule table × microbatches, but what arithmetic rules out, "
+        "and prints the fastest that fits, by the model of time, as gin overrides.",
+    )
+    add = group.add_argument
+    add("--search", action="store_true", help="do so; the step must be train's")
+    add("--batches", type=numbers, metavar="N,…", help="rows to try; default: the run's, half and "
+        "twice as many")  # fmt: skip
+    add("--microbatches", type=numbers, metavar="N,…", help="default: powers of two")
+    add("--remats", type=names, metavar="NAME,…", help="default: all but offload")
+    add("--tables", type=names, metavar="RULES:AXIS=N,…", help="default: the run's, and fsdp, "
+        "fsdp_tp:tensor=2, =4, =8; more axes of one mesh: tensor=2+sequence=4")  # fmt: skip
+    add("--workers", type=int, metavar="N", help="compilers at once; default: as cores and memory "
+        "allow")  # fmt: skip
+    add("--worker_memory", type=float, metavar="GIB", help="of this host, for a compiler at most; "
+        "default: its share of what is free")  # fmt: skip
+
+
+def numbers(text: str) -> list[int]:
+    """Integers between commas."""
+    return [int(number) for number in text.split(",")]
+
+
+def names(text: str) -> list[str]:
+    """Words between commas."""
+    return [name.strip() for name in text.split(",")]
 
 
 def _add_processes(verb: Parser) -> None:
@@ -255,33 +328,154 @@ def _add_plot(verbs: Any) -> None:
     verb.set_defaults(verb="plot")
 
 
+def _add_flops(verbs: Any) -> None:
+    verb = _add_verb(
+        verbs,
+        "flops",
+        "count a model's parameters, FLOPs and memory",
+        "Counts every product of the traced program, by part of the model, beside the conventions "
+        "of scaling laws. Needs no data; a model file is enough. docs/counting.md.",
+        "--gin_file models/gpt3/175b.gin --tokens 300e9 --chip v5p --chips 1024",
+    )
+    add = verb.add_argument
+    add("--length", type=int, metavar="N", help="tokens a row; default: LENGTH, else the learned "
+        "positions, else 2048")  # fmt: skip
+    add("--target_length", type=int, metavar="N", help="of a decoder beside an encoder; default: "
+        "the task's, else --length")  # fmt: skip
+    add("--tokens", type=float, metavar="D", help="of the training; default: STEPS batches, if a "
+        "run's file says")  # fmt: skip
+    add("--chip", metavar="NAME", help="to train on: v4, v5e, v5p, v6e, 'NVIDIA H100', …")
+    add("--chips", type=int, metavar="N", help="default: 1")
+    add("--mfu", type=float, metavar="X", help="share of the chips' peak; default: 0.4")
+    add("--json", dest="json_file", metavar="FILE", help="write the numbers there, too")
+
+
 def _add_fit(verbs: Any) -> None:
     verb = verbs.add_parser(
         "fit",
         help="fit scaling laws to measured losses",
-        description="Fits Chinchilla's laws to runs of several sizes, by every method that the "
-        "points allow, and writes all numbers to OUT/fit.json. --n, --d, --c and --loss say which "
-        "column holds what; two of N, D and C suffice, with C = 6ND.",
+        description="Fits Chinchilla's, Kaplan's and other laws to runs of several sizes, by every "
+        "method that the points allow, and writes all numbers to OUT/fit.json. --n, --d, --c and "
+        "--loss say which column holds what, or how it follows from columns: 'tokens * 1e9', "
+        "'log(ppl)'; two of N, D and C suffice, with C = 6ND.",
         epilog="example:\n  t5x_lite fit runs.csv --n params --d tokens --out fits/runs",
     )
     add = verb.add_argument
-    add("points", metavar="POINTS", help="a .csv, .tsv or .jsonl file, a run in each row")
+    add("points", metavar="POINTS", help="a .csv, .tsv, .jsonl or .json file, a run in each row")
     add("--n", metavar="COL", help="parameters")
     add("--d", metavar="COL", help="training tokens")
     add("--c", metavar="COL", help="training FLOPs")
     add("--loss", metavar="COL", default="loss", help="the last loss, in nats; default: loss")
     add("--sparsity", metavar="COL", help="share of weights that are zero; N counts them too")
+    add("--unique", metavar="COL", help="tokens that differ, where D counts repeated ones again")
+    add("--accuracy", metavar="COL", help="on a task, between 0 and 1")
+    add("--chance", type=float, metavar="X", help="accuracy of guessing; default: fitted")
+    add("--run", metavar="COL", help="what rows of one training curve share; the last is its end")
+    add("--seed_column", metavar="COL", help="in what runs of the same sizes differ")
     add("--final", metavar="COL", help="true in rows of runs that have ended; others are left out")
+    add("--where", metavar="EXPR", help="which rows to read: \"data == 'c4' and tokens > 1e9\"")
     add("--drop_highest", type=int, default=0, metavar="K", help="leave out the K highest losses")
     flops = ("given", "6nd")
     add("--flops", choices=flops, help="where N, D and C are given, and C isn't 6ND throughout")
     add("--delta", type=float, metavar="X", help="of the Huber loss of log-losses; default: 0.001")
+    add("--only", nargs="+", metavar="METHOD", help="fit these alone; default: all")
     add("--bootstraps", type=int, metavar="N", help="draws for the intervals; default: 1000")
+    noise = "more intervals, by how losses err: between seeds, or about the law"
+    add("--noise", choices=("seeds", "residuals"), help=noise)
+    add("--holdout", type=int, metavar="K", help="largest budgets to predict from the others; "
+        "default: those with a tenth of the runs; 0: none")  # fmt: skip
     add("--seed", type=int, metavar="N", help="of starts and draws; default: 0")
     add("--target", type=float, metavar="C", help="FLOPs to predict the best size and loss for")
+    add("--target_unique", type=float, metavar="D", help="tokens that differ there; default: all")
     add("--force", action="store_true", help="predict, however far beyond the fitted compute")
-    add("--out", required=True, metavar="DIR", help="where fit.json goes")
+    add("--out", required=True, metavar="DIR", help="where fit.json and the report go")
     verb.set_defaults(verb="fit")
+
+
+def _add_sweep(verbs: Any) -> None:
+    group = _add_group(verbs, "sweep", "design the grid of a scaling law, and run it")
+    _add_sweep_design(group)
+    verb = _add_verb(
+        group,
+        "sweep run",
+        "train every run of a grid",
+        "Trains the runs that a sweep's file lists, several at once, and writes their held-out "
+        "losses to OUT/runs.jsonl, which `fit` reads as it is. The same command goes on after a "
+        "stop, and leaves out what is finished. docs/sweeps.md.",
+        "--gin_file sweeps/cpu_demo.gin --out runs/cpu_demo",
+    )
+    add = verb.add_argument
+    add("--out", required=True, metavar="DIR", help="the sweep's folder")
+    add("--workers", type=int, metavar="K", help="runs at once; default: one for each core, or one "
+        "where there is an accelerator")  # fmt: skip
+    add("--retries", type=int, metavar="N", help="how often a failed run is started again; "
+        "default: 2")  # fmt: skip
+    add("--only", metavar="NAMES", help="these runs, separated by commas; * stands for anything")
+    add("--held_out", action="store_true", help="the runs that the sweep holds out: writes down "
+        "what the others predict for them, then trains them")  # fmt: skip
+    add("--dry_run", action="store_true", help="print sizes, compute and the command of each run, "
+        "and write nothing")  # fmt: skip
+    add("--slurm", action="store_true", help="write the folder and print the command that runs it "
+        "as a Slurm array")  # fmt: skip
+    add("--launch", metavar="COMMAND", help="start each run by this command, which gets what "
+        "`train` gets: 'bash launch/tpu_vm.sh train --name pod --zone z --'; {name} is the run's "
+        "name")  # fmt: skip
+    verb = group.add_parser(
+        "status",
+        help="show how far a sweep is",
+        description="Prints a table of a sweep's runs and writes its rows anew, wherever it runs.",
+        epilog="example:\n  t5x_lite sweep status --out runs/cpu_demo",
+    )
+    verb.add_argument("--out", required=True, metavar="DIR", help="the sweep's folder")
+    verb.set_defaults(verb="sweep status")
+
+
+def _add_sweep_design(group: Any) -> None:
+    verb = _add_verb(
+        group,
+        "sweep design",
+        "lay out a grid, cost it, and try what it would find",
+        "Writes a sweep's file for `sweep run`: sizes of one shape's rule, rates and batches by a "
+        "law, and tries the grid on a known law under noise. docs/sweeps.md.",
+        "--gin_file sweeps/base/decoder.gin --budgets 1e18:1e20:5 --out mine.gin",
+    )
+    add = verb.add_argument
+    add("--out", required=True, metavar="FILE", help="the gin file to write")
+    methods = ("isoflop", "kaplan", "envelope", "trunk")
+    add("--method", choices=methods, help="default: isoflop")
+    ranged = "LOW:HIGH:COUNT"
+    add("--budgets", metavar=ranged, help="FLOPs, of isoflop")
+    add("--n", metavar=ranged, help="parameters, of the other methods")
+    add("--d", metavar=ranged, help="tokens, of kaplan")
+    add("--sizes", type=int, metavar="K", help="of each budget; default: 7")
+    add("--span", type=float, metavar="X", help="from a budget's best size to its largest and its "
+        "smallest; default: 4")  # fmt: skip
+    add("--choose", type=float, metavar="C", help="FLOPs in all: choose count of budgets, sizes "
+        "and span by trial; --budgets then is LOW:HIGH")  # fmt: skip
+    add("--horizons", type=int, metavar="K", help="of envelope and trunk: runs of a size, each "
+        "twice as long as the one before; default: 4")  # fmt: skip
+    add("--longest", type=float, metavar="R", help="tokens per parameter of the longest; "
+        "default: 80")  # fmt: skip
+    add("--tokens_per_parameter", type=float, metavar="R", help="of the best size; default: as the "
+        "law says")  # fmt: skip
+    add("--law", metavar="E=…,A=…", help="to try the grid on; default: Chinchilla's")
+    add("--rates", metavar="LAW", help="of learning rate and batch: deepseek (default), step_law, "
+        "kaplan, or one rate for all")  # fmt: skip
+    add("--rate_factor", type=float, metavar="X", help="times the law's rate; default: 1")
+    add("--batch_tokens", type=float, metavar="T", help="instead of the law's")
+    add("--seeds", type=int, metavar="K", help="runs of each point; default: 1")
+    add("--held_out", type=float, metavar="X", help="add a run of X times the largest compute, to "
+        "predict")  # fmt: skip
+    add("--target", type=float, metavar="X", help="times the largest compute, for which the trial "
+        "predicts; default: 10")  # fmt: skip
+    add("--aspect", type=float, metavar="X", help="width over layers; default: 64")
+    add("--head_dim", type=int, metavar="W", help="of a head; default: 64")
+    add("--noise", type=float, metavar="X", help="of the trial's log-losses; default: 0.005")
+    add("--trials", type=int, metavar="N", help="draws of the trial; default: 200")
+    add("--chip", metavar="NAME", help="for the hours: v5e, v5p, 'NVIDIA H100', …")
+    add("--chips", type=int, metavar="N", help="default: 1")
+    add("--mfu", type=float, metavar="X", help="share of the chips' peak; default: 0.4")
+    add("--speed", type=float, metavar="F", help="FLOP/s in all, instead of a chip's")
 
 
 def _add_convert(verbs: Any) -> None:

@@ -7,6 +7,7 @@ they bind. Nothing heavy is imported before a verb runs, so that `--help` answer
 import argparse
 import contextlib
 import copy
+import dataclasses
 import difflib
 import importlib
 import inspect
@@ -67,6 +68,7 @@ def train(args: argparse.Namespace) -> None:
     run = configure(args, "t5x_lite.train.loop.train")
     config_text = gin.config_str()
     options = {"model_dir": args.model_dir, "allow_data_change": args.allow_data_change}
+    options |= given(args, "profile_steps", "executable")
     with among_processes(args, config_text, options) as is_first:
         try:
             run(config_text=config_text, **options)
@@ -76,6 +78,17 @@ def train(args: argparse.Namespace) -> None:
             raise
         if is_first:
             write_operative_config(args.model_dir, config_text)
+
+
+def compile_step(args: argparse.Namespace) -> None:
+    """A run's program, compiled for TPUs that aren't there, and what it would cost."""
+    with contextlib.nullcontext() if args.topology == "here" else without_devices():
+        run = configure(args, "t5x_lite.aot.compile.compile_step")
+        if args.search:
+            search_settings(args)
+            return
+        verb, json_file = args.program, args.json
+        run(verb=verb, json_file=json_file, **given(args, "topology", "max_tokens", "save"))
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -102,16 +115,112 @@ def plot(args: argparse.Namespace) -> None:
     print(plot_loss(args.model_dir, args.out))
 
 
+def flops(args: argparse.Namespace) -> None:
+    """A model's parameters, FLOPs and memory, and what training it takes."""
+    with without_devices():
+        target = "t5x_lite.scaling.counting.count_model"
+        run = configure(args, target, model="%MODEL")
+        names = ("length", "target_length", "tokens", "chip", "chips", "mfu", "json_file")
+        run(**given(args, *names))
+
+
 def fit(args: argparse.Namespace) -> None:
     """Scaling laws through measured points."""
-    from t5x_lite.scaling import fit, points, show
+    from t5x_lite.scaling import fit, points, records, report, show
 
-    names = ("n", "d", "c", "loss", "sparsity", "final", "drop_highest", "flops")
-    found = points.read(args.points, **given(args, *names))
-    options = given(args, "delta", "bootstraps", "seed", "target", "force")
-    result = fit.fit(found, **options)
+    names = ("n", "d", "c", "loss", "sparsity", "unique", "accuracy", "run", "seed_column", "final")
+    columns = given(args, *names)
+    if not columns.keys() & {"n", "d", "c"}:
+        columns = records.columns(args.points) | columns
+    found = points.read(args.points, **columns, **given(args, "where", "drop_highest", "flops"))
+    numbers = ("delta", "bootstraps", "seed", "target", "target_unique", "chance", "holdout")
+    result = fit.fit(found, **given(args, *numbers, "force", "only", "noise"))
     show.show(result)
     print(fit.write(result, args.out))
+    print(report.write(result, found, args.out))
+
+
+def search_settings(args: argparse.Namespace) -> None:
+    """The settings of a run, of those that fit a topology, that the model of time likes best."""
+    from t5x_lite.aot import compile, search
+
+    if args.program != "train":
+        raise UserError(f"--search is for training steps, not for --verb {args.program}.")
+    keys = bindings_of(compile.compile_step)
+    bound = [pair for key in keys for pair in gin.config._CONFIG[key].items()]
+    command = [sys.executable, "-m", "t5x_lite", "compile", "--topology", args.topology]
+    command += [f"--gin_file={file}" for file in args.gin_file]
+    command += [f"--gin.{override}" for override in args.overrides]
+    names = ("batches", "remats", "tables", "microbatches", "workers", "worker_memory")
+    run = {name: copy.deepcopy(value) for name, value in bound}
+    search.search(run, command, args.topology, json_file=args.json, **given(args, *names))
+
+
+def run_sweep(args: argparse.Namespace) -> None:
+    """Runs that differ in a few gin values, and their losses as the points of a law."""
+    with without_devices():
+        from t5x_lite.scaling import facts, run, sweep, trunk
+
+        grid = configure(args, "t5x_lite.scaling.sweep.Sweep", name="'sweep'")()
+        runs = sweep.plan(grid, configure_runs(args), facts.facts, trunk.starts)
+    names = ("workers", "retries", "launch", "only", "dry_run", "slurm", "held_out")
+    if stopped := run.run(grid, runs, args.out, **given(args, *names)):
+        sys.exit(128 + stopped)
+
+
+def design_sweep(args: argparse.Namespace) -> None:
+    """A grid of runs as a sweep's file, with its cost and a trial of what it would find."""
+    with without_devices():
+        from t5x_lite.scaling import draft
+
+        names = [field.name for field in dataclasses.fields(draft.Options)]
+        options = draft.Options(**given(args, *names))
+        command = ["t5x_lite", *(sys.argv[1:] if args.argv is None else args.argv)]
+        draft.draft(
+            configure_runs(args), gin_files(args), args.overrides, args.out, options, command
+        )
+
+
+def show_sweep(args: argparse.Namespace) -> None:
+    """How far a sweep is, and its rows so far."""
+    from t5x_lite.scaling import run
+
+    run.status(args.out)
+
+
+@contextlib.contextmanager
+def without_devices() -> Iterator[None]:
+    """JAX imported here sees the CPU alone: accelerators are for processes that this one starts."""
+    before = os.environ.get("JAX_PLATFORMS")
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    try:
+        yield
+    finally:
+        del os.environ["JAX_PLATFORMS"]
+        os.environ |= {} if before is None else {"JAX_PLATFORMS": before}
+
+
+def configure_runs(args: argparse.Namespace) -> Callable[[list[str]], tuple[str, dict[str, Any]]]:
+    """A function from NAME=VALUE lines to a run's gin text and the arguments of its `train`."""
+    from t5x_lite.train.loop import train
+
+    def configure_run(overrides: list[str]) -> tuple[str, dict[str, Any]]:
+        options = vars(args) | {"overrides": [*args.overrides, *overrides]}
+        configure(argparse.Namespace(**options), "t5x_lite.train.loop.train")
+        read = bindings_read(train)
+        for name in (override.partition("=")[0] for override in overrides):
+            if not is_read(name, read):
+                raise UserError(
+                    f"nothing that this run uses reads {name}: an included file replaces it, or "
+                    f"another part of the model is in its place."
+                )
+        for key in list(gin.config._CONFIG):
+            if key[1].endswith("scaling.sweep.Sweep"):  # a run knows nothing of the others
+                del gin.config._CONFIG[key]
+        bound = [pair for key in bindings_of(train) for pair in gin.config._CONFIG[key].items()]
+        return gin.config_str(), {name: copy.deepcopy(value) for name, value in bound}
+
+    return configure_run
 
 
 def convert_from_hf(args: argparse.Namespace) -> None:
@@ -254,8 +363,8 @@ def bind_fallback(module: str, name: str, fallback: dict[str, str]) -> None:
     """Binds what a verb needs where no file does."""
     if not fallback:
         raise UserError(
-            f"the gin files don't say what to {name}; start from one of gin_configs/runs, such as "
-            "runs/quickstart.gin, or add --gin_file runs/verbs.gin."
+            f"the gin files don't say what to {name.split('_')[0]}; start from one of "
+            "gin_configs/runs, such as runs/quickstart.gin, or add --gin_file runs/verbs.gin."
         )
     parameters = inspect.signature(getattr(importlib.import_module(module), name)).parameters
     if "model" in fallback and has_value("HEADED"):  # a run's: the model with its task's head
@@ -305,21 +414,40 @@ def check_macros(function: Callable[..., Any]) -> None:
 
     gin's own check (`finalize`) also looks at what this verb doesn't need.
     """
-    seen, todo = set(), list(bindings_of(function))
+    for name, selector, _ in bindings_read(function):
+        if selector == "gin.macro" and not has_value(name):
+            remedy = REMEDIES.get(name, f"add --gin.{name}=VALUE")
+            raise UserError(f"{name} has no value; {remedy}.")
+
+
+def bindings_read(function: Callable[..., Any]) -> set[tuple[str, str, str]]:
+    """Scope, selector and parameter of all values that `function` reads, at whatever depth.
+
+    Macros are among them, (name, "gin.macro", "value"), those without a value too.
+    """
+    seen, todo = set(), [values_of(function)]
     while todo:
-        key = todo.pop()
-        if key in seen:
-            continue
-        seen.add(key)
-        for reference in gin.config.iterate_references(gin.config._CONFIG.get(key, {})):
-            name = "/".join(reference.scopes)
-            if reference.config_key[1] != "gin.macro":
-                todo += bindings_of(reference.configurable.wrapped, reference.scopes)
-            elif has_value(name):
-                todo.append(reference.config_key)
-            else:
-                remedy = REMEDIES.get(name, f"add --gin.{name}=VALUE")
-                raise UserError(f"{name} has no value; {remedy}.")
+        for (scope, selector, parameter), value in todo.pop().items():
+            if (scope, selector, parameter) in seen:
+                continue
+            seen.add((scope, selector, parameter))
+            for reference in gin.config.iterate_references(value):
+                if reference.config_key[1] == "gin.macro":
+                    bound = gin.config._CONFIG.get(reference.config_key, {"value": None})
+                    todo.append({(*reference.config_key, "value"): bound["value"]})
+                else:
+                    todo.append(values_of(reference.configurable.wrapped, reference.scopes))
+    return seen
+
+
+def values_of(
+    function: Callable[..., Any], scopes: Sequence[str] = ()
+) -> dict[tuple[str, str, str], Any]:
+    """What a call of a function in scopes gets: of each parameter, the innermost scope's value."""
+    inner: dict[str, tuple[str, str]] = {}
+    for key in sorted(bindings_of(function, scopes), key=lambda key: len(key[0])):
+        inner |= dict.fromkeys(gin.config._CONFIG[key], key)
+    return {(*key, name): gin.config._CONFIG[key][name] for name, key in inner.items()}
 
 
 def check_values(function: Callable[..., Any]) -> None:
@@ -340,6 +468,16 @@ def check_values(function: Callable[..., Any]) -> None:
             if not has_type(built, annotation):
                 kind = getattr(annotation, "__name__", annotation)
                 raise UserError(f"{name} = {value} is {built!r}, but must be of type {kind}.")
+
+
+def is_read(name: str, read: Iterable[tuple[str, str, str]]) -> bool:
+    """Whether a macro, or a parameter such as `llama.width`, is among the values that are read."""
+    if "." not in name:
+        return (name, "gin.macro", "value") in read
+    scope, selector, parameter = gin.config_parser.parse_binding_key(name)
+    return any(
+        (s, p) == (scope, parameter) and f".{full}".endswith(f".{selector}") for s, full, p in read
+    )
 
 
 def has_type(value: Any, annotation: Any) -> bool:
@@ -422,12 +560,17 @@ VERBS: dict[str, Callable[[argparse.Namespace], None]] = {
     "data show": show_data,
     "tokenizer train": train_tokenizer,
     "train": train,
+    "compile": compile_step,
     "eval": evaluate,
     "generate": generate,
     "plot": plot,
     "convert from-hf": convert_from_hf,
     "convert to-hf": convert_to_hf,
+    "flops": flops,
     "fit": fit,
+    "sweep design": design_sweep,
+    "sweep run": run_sweep,
+    "sweep status": show_sweep,
 }
 
 
@@ -435,6 +578,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns its exit status: 2 for what the user can mend, 130 for Ctrl-C."""
     try:
         args = parse(sys.argv[1:] if argv is None else argv)
+        args.argv = argv
         environment.set_defaults()
         VERBS[args.verb](args)
         sys.stdout.flush()

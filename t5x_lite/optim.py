@@ -7,6 +7,8 @@ a scanned and an unrolled model learn the same.
 
 import dataclasses
 import re
+from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +16,8 @@ import numpy as np
 import optax
 
 from t5x_lite.errors import UserError
+from t5x_lite.nn import mup
+from t5x_lite.nn.config import ModelConfig
 from t5x_lite.schedules import Schedule
 from t5x_lite.types import PyTree
 
@@ -53,12 +57,13 @@ class AdamW:
                     f"away; set {name} below {1 - least:.4g} or moment_dtype='float32'."
                 )
 
-    def build(self, axes: Axes) -> optax.GradientTransformation:
-        """The Optax chain for parameters with these logical axes."""
+    def build(self, axes: Axes, scales: PyTree | None = None) -> optax.GradientTransformation:
+        """The Optax chain for parameters with these logical axes; `scales`: muP's, of `MuP`."""
         adam = stored_as(self.moment_dtype, optax.scale_by_adam(self.b1, self.b2, self.epsilon))
         decay = optax.add_decayed_weights(self.weight_decay, mask=decay_mask(self.decay, axes))
         rate = optax.scale_by_learning_rate(self.schedule)
-        return relaxed(optax.chain(*clip(self.clip_norm), adam, decay, rate))
+        clipped = clip(self.clip_norm, scales)
+        return relaxed(optax.chain(*clipped, as_the_base(adam, scales), decay, rate))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,8 +83,8 @@ class Adafactor:
     decay: str = r"(kernel|embedding|token_types)$"
     clip_norm: float | int | None = None
 
-    def build(self, axes: Axes) -> optax.GradientTransformation:
-        """The Optax chain for parameters with these logical axes."""
+    def build(self, axes: Axes, scales: PyTree | None = None) -> optax.GradientTransformation:
+        """The Optax chain for parameters with these logical axes; `scales`: muP's, of `MuP`."""
         rule = optax.chain(
             optax.scale_by_factored_rms(
                 decay_rate=self.decay_rate,
@@ -91,10 +96,45 @@ class Adafactor:
         )
         decay = optax.add_decayed_weights(self.weight_decay, mask=decay_mask(self.decay, axes))
         rate = optax.scale_by_learning_rate(self.schedule)
-        return relaxed(optax.chain(*clip(self.clip_norm), per_tensor(rule, axes), decay, rate))
+        rule = as_the_base(per_tensor(rule, axes), scales)
+        return relaxed(optax.chain(*clip(self.clip_norm, scales), rule, decay, rate))
 
 
-Optimizer = AdamW | Adafactor
+@dataclasses.dataclass(frozen=True)
+class MuP:
+    """An optimizer whose rates and clipping hold at every width (`nn.mup`).
+
+    It sees each gradient and parameter as large as the base model has them, and its update is then
+    multiplied by the parameter's rate. So Adam's epsilon and the clipping's norm mean the same at
+    every width (Everett et al. 2024 on why epsilon must), and Adafactor's step, which is relative
+    to a parameter's scale, shrinks as Adam's does. Decoupled weight decay stays schedule · decay ·
+    parameter: it isn't multiplied by the parameter's rate (Wortsman et al. 2023: "independent").
+    """
+
+    optimizer: AdamW | Adafactor
+    model: ModelConfig
+    base: ModelConfig
+
+    @property
+    def schedule(self) -> Schedule:
+        """The optimizer's own."""
+        return self.optimizer.schedule
+
+    def build(self, axes: Axes) -> optax.GradientTransformation:
+        """The Optax chain for the model's parameters, which have these logical axes."""
+        names = jax.tree_util.tree_leaves_with_path(axes, is_leaf=_is_axes)
+        unrolled = any("/layers_" in path_name(path) for path, _ in names)
+        return self.optimizer.build(axes, mup.scales(self.model, self.base, unrolled))
+
+
+Optimizer = AdamW | Adafactor | MuP
+
+
+def parametrised(
+    optimizer: AdamW | Adafactor, model: ModelConfig, base: ModelConfig | None = None
+) -> Optimizer:
+    """`optimizer` as it is, or, given a base, under muP."""
+    return optimizer if base is None else MuP(optimizer, model, base)
 
 
 def stored_as(dtype: str, rule: optax.GradientTransformation) -> optax.GradientTransformation:
@@ -113,9 +153,47 @@ def stored_as(dtype: str, rule: optax.GradientTransformation) -> optax.GradientT
     return optax.GradientTransformation(init, update)
 
 
-def clip(norm: float | int | None) -> list[optax.GradientTransformation]:
-    """Clipping by the global norm of all gradients, or nothing."""
-    return [] if norm is None else [optax.clip_by_global_norm(norm)]
+def clip(
+    norm: float | int | None, scales: PyTree | None = None
+) -> list[optax.GradientTransformation]:
+    """Clipping by the global norm of all gradients, or nothing.
+
+    Under muP the norm is of gradients as the base has them: entries as large, and as many.
+    """
+    if norm is None:
+        return []
+    rule = optax.clip_by_global_norm(norm)
+    if scales is None:
+        return [rule]
+
+    def measure(scale: mup.Scale):
+        return scale.gradient * scale.entries**-0.5
+
+    def update(gradients, state, params=None):
+        clipped, state = rule.update(_times(scales, gradients, measure), state, params)
+        return _times(scales, clipped, lambda scale: 1 / measure(scale)), state
+
+    return [optax.GradientTransformation(rule.init, update)]
+
+
+def as_the_base(
+    rule: optax.GradientTransformation, scales: PyTree | None
+) -> optax.GradientTransformation:
+    """`rule` where gradients and parameters look as the base has them; its state is as without."""
+    if scales is None:
+        return rule
+
+    def update(gradients, state, params=None):
+        gradients = _times(scales, gradients, lambda s: s.gradient)
+        params = jax.tree.map(lambda s, x: s.unscaled(x), scales, params, is_leaf=mup.is_scale)
+        updates, state = rule.update(gradients, state, params)
+        return _times(scales, updates, lambda s: s.rate), state
+
+    return optax.GradientTransformation(rule.init, update)
+
+
+def _times(scales: PyTree, tree: PyTree, factor: Callable[[mup.Scale], Any]) -> PyTree:
+    return jax.tree.map(lambda s, x: mup.times(x, factor(s)), scales, tree, is_leaf=mup.is_scale)
 
 
 def relaxed(transform: optax.GradientTransformation) -> optax.GradientTransformation:

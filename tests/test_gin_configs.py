@@ -270,6 +270,19 @@ def test_another_model_and_task_replace_the_run_s():
     assert value("OPTIMIZER").weight_decay == 0.5
 
 
+def test_a_base_puts_the_run_s_optimizer_under_mup():
+    def optimizer():
+        return copy.deepcopy(gin.config._CONFIG[("", TRAIN)]["optimizer"])
+
+    configure(TRAIN, ["runs/pretrain_gpt.gin"])
+    assert isinstance(optimizer(), optim.AdamW)
+    narrow = ["MUP_BASE=@base/gpt2.gpt2()", "base/gpt2.gpt2.size='tiny'", "base/gpt2.gpt2.width=32"]
+    configure(TRAIN, ["runs/pretrain_gpt.gin"], narrow)
+    assert isinstance(optimizer(), optim.MuP)
+    assert optimizer().model == value("HEADED") == gpt2.gpt2("tiny")
+    assert optimizer().base == gpt2.gpt2("tiny", width=32)
+
+
 CURATE = "t5x_lite.data.curate.curate"
 EXECUTORS = {"curate/slurm.gin": "Slurm", "curate/ray.gin": "Ray"}
 CURATIONS = [n for n in shipped("curate") if n != "curate/base.gin" and n not in EXECUTORS]

@@ -154,6 +154,13 @@ class ModelConfig:
             self.main.check_length(length)
 
 
-def compiled(model: ModelConfig, attention_kernel: str) -> ModelConfig:
-    """The same model, whose attention is computed by another kernel; of `kernels.KERNELS`."""
-    return dataclasses.replace(model, attention_kernel=attention_kernel)
+def compiled(model: ModelConfig, attention_kernel: str, remat: str | None = None) -> ModelConfig:
+    """The same model, computed in another way.
+
+    Args:
+        model: which one.
+        attention_kernel: of `kernels.KERNELS`.
+        remat: of `remat.POLICIES`; None: the model's own.
+    """
+    remat = model.remat if remat is None else remat
+    return dataclasses.replace(model, attention_kernel=attention_kernel, remat=remat)

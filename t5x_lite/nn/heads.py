@@ -67,7 +67,7 @@ class _LMHead(nn.Module):
         if not self.config.tied:
             init = layers.truncated_normal(self.common.init.stddev(x_BTD.shape[-1]))
             shape = (self.physical, x_BTD.shape[-1])
-            table_VD = layers.param(self, "kernel", init, ("vocab", "embed"), shape)
+            table_VD = layers.param(self, "kernel", init, ("vocab", "embed"), shape, ("embed",))
         bias = None
         if self.config.bias:
             bias = layers.param(self, "bias", nn.initializers.zeros, ("vocab",), (self.physical,))
@@ -141,7 +141,7 @@ class _ExtendedMaskedLMHead(_MaskedLMHead):
     def _kernel(self, width: int, table_VD: Array) -> Array:
         init = layers.truncated_normal(self.common.init.stddev(width))
         shape = (self.physical, width - table_VD.shape[-1])
-        extra_VD = layers.param(self, "kernel", init, ("vocab", "embed"), shape)
+        extra_VD = layers.param(self, "kernel", init, ("vocab", "embed"), shape, ("embed",))
         return jnp.concatenate([table_VD, extra_VD], axis=-1)
 
 

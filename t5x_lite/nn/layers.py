@@ -3,8 +3,10 @@
 import dataclasses
 import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import flax.linen as nn
+import flax.struct
 import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
@@ -64,9 +66,21 @@ class Normal:
 Initializer = FanIn | Normal
 
 
-def truncated_normal(stddev: float) -> nn.initializers.Initializer:
+@dataclasses.dataclass(frozen=True)
+class TruncatedNormal:
     """A normal cut at two sigma, rescaled so that `stddev` is what the samples have."""
-    return nn.initializers.truncated_normal(stddev / 0.87962566103423978)
+
+    stddev: float | int
+
+    def __call__(self, key: KeyArray, shape: Sequence[int], dtype: Any = jnp.float32) -> Array:
+        """Draws an array."""
+        draw = nn.initializers.truncated_normal(self.stddev / 0.87962566103423978)
+        return draw(key, shape, dtype)
+
+
+def truncated_normal(stddev: float | int) -> TruncatedNormal:
+    """An initialiser that remembers its standard deviation."""
+    return TruncatedNormal(stddev)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,11 +96,32 @@ class Common:
     quantized: QuantizedTraining | None = None
 
 
-def param(module: nn.Module, name: str, init, names: Sequence[str], shape: Sequence[int]) -> Array:
-    """Declares a float32 parameter together with the logical names of its axes."""
-    return module.param(
-        name, nn.with_logical_partitioning(init, tuple(names)), tuple(shape), jnp.float32
-    )
+class Declared(nn.LogicallyPartitioned):
+    """A parameter with its axes' names, those that a product sums over, and its initial spread."""
+
+    summed: tuple[str, ...] = flax.struct.field(default=(), pytree_node=False)
+    # None: it begins with a constant.
+    stddev: float | int | None = flax.struct.field(default=None, pytree_node=False)
+
+
+def param(
+    module: nn.Module,
+    name: str,
+    init,
+    names: Sequence[str],
+    shape: Sequence[int],
+    summed: Sequence[str] = (),
+) -> Array:
+    """Declares a float32 parameter together with the logical names of its axes.
+
+    `summed` are those that a product with it sums over: none of a table of rows, nor of a vector.
+    """
+    names, summed, stddev = tuple(names), tuple(summed), getattr(init, "stddev", None)
+
+    def boxed(key, shape, dtype):
+        return Declared(init(key, shape, dtype), names, summed=summed, stddev=stddev)
+
+    return module.param(name, boxed, tuple(shape), jnp.float32)
 
 
 class Linear(nn.Module):
@@ -106,7 +141,7 @@ class Linear(nn.Module):
         inputs = x.shape[-count:]
         stddev = self.init_gain * self.common.init.stddev(math.prod(inputs))
         shape, names = (*inputs, *self.features), (*self.in_axes, *self.out_axes)
-        kernel = param(self, "kernel", truncated_normal(stddev), names, shape)
+        kernel = param(self, "kernel", truncated_normal(stddev), names, shape, self.in_axes)
         dtype = self.common.dtype
         x, kernel, quantized = x.astype(dtype), kernel.astype(dtype), self.common.quantized
         if quantized is not None and quantized.chosen(self.path):

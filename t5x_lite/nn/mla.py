@@ -159,4 +159,5 @@ class _Up(nn.Module):
     def __call__(self) -> Array:
         init = layers.truncated_normal(self.common.init.stddev(self.shape[0]))
         axes = ("latent", "heads", "head_dim")
-        return layers.param(self, "kernel", init, axes, self.shape).astype(self.common.dtype)
+        kernel = layers.param(self, "kernel", init, axes, self.shape, axes[:1])
+        return kernel.astype(self.common.dtype)

@@ -100,7 +100,8 @@ class _Router(nn.Module):
         """
         c, width = self.config, x_BTD.shape[-1]
         init = layers.truncated_normal(self.common.init.stddev(width))
-        kernel = layers.param(self, "kernel", init, ("embed", "router"), (width, self.experts))
+        names, shape = ("embed", "router"), (width, self.experts)
+        kernel = layers.param(self, "kernel", init, names, shape, names[:1])
         kernel = constrain(kernel, (None, None), self.common.sharding)
         logits_BTE = jnp.einsum(
             "BTD,DE->BTE", x_BTD.astype(jnp.float32), kernel, precision=jax.lax.Precision.HIGHEST
@@ -239,4 +240,4 @@ class _Kernels(nn.Module):
 
     @nn.compact
     def __call__(self) -> Array:
-        return layers.param(self, "kernel", self.initial, self.axes, self.shape)
+        return layers.param(self, "kernel", self.initial, self.axes, self.shape, self.axes[1:2])

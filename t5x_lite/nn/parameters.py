@@ -11,12 +11,12 @@ import math
 import re
 from collections.abc import Mapping
 
-import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
 from t5x_lite.nn.config import ModelConfig
 from t5x_lite.nn.embedders import FeatureEmbedder
+from t5x_lite.nn.layers import Declared
 from t5x_lite.nn.transformer import Transformer
 from t5x_lite.types import KeyArray, Params, PyTree
 
@@ -60,12 +60,22 @@ def init(config: ModelConfig, key: KeyArray) -> Params:
     return params if config.scan else unstack_layers(params)
 
 
+def declared(config: ModelConfig) -> dict[str, Declared]:
+    """Every parameter's declaration by its path; its value is a shape, and nothing is allocated."""
+    leaves = jax.tree_util.tree_leaves_with_path(_declared(config), is_leaf=_is_box)
+    return {jax.tree_util.keystr(p, simple=True, separator="/"): box for p, box in leaves}
+
+
 @functools.lru_cache(maxsize=16)  # a trace of the whole model takes half a second
-def abstract(config: ModelConfig) -> tuple[PyTree, PyTree]:
-    """Every parameter's shape and dtype, and its logical axis names; allocates nothing."""
+def _declared(config: ModelConfig) -> PyTree:
     batch = jax.eval_shape(lambda: smallest_batch(config))
     key = jax.eval_shape(lambda: jax.random.key(0))
-    boxed = jax.eval_shape(Transformer(_plain(config)).init, key, batch)["params"]
+    return jax.eval_shape(Transformer(_plain(config)).init, key, batch)["params"]
+
+
+def abstract(config: ModelConfig) -> tuple[PyTree, PyTree]:
+    """Every parameter's shape and dtype, and its logical axis names; allocates nothing."""
+    boxed = _declared(config)
     shapes = jax.tree.map(lambda box: box.value, boxed, is_leaf=_is_box)
     axes = jax.tree.map(lambda box: box.names, boxed, is_leaf=_is_box)
     return shapes, axes
@@ -104,7 +114,7 @@ def is_axes(node) -> bool:
 
 
 def _is_box(node) -> bool:
-    return isinstance(node, nn.LogicallyPartitioned)
+    return isinstance(node, Declared)
 
 
 def stack_layers(tree: PyTree) -> PyTree:

@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
+import numpy as np
 from rich.console import Console
 from rich.table import Table
 
 from t5x_lite.data.tasks import Trainable
 from t5x_lite.losses import CrossEntropy, Loss
-from t5x_lite.nn import parameters
+from t5x_lite.nn import mup, parameters
 from t5x_lite.nn.config import ModelConfig
-from t5x_lite.optim import Optimizer, path_name
+from t5x_lite.optim import MuP, Optimizer, path_name
 from t5x_lite.partitioning import MeshConfig, Rules, Sharding
 from t5x_lite.train.activations import stored_bytes
 from t5x_lite.train.layout import check_layout, lengths_of, mesh_lines
@@ -75,21 +77,30 @@ def describe(
     if optimizer is not None:
         held = _state_bytes(model, optimizer, sharding, ema_decay is not None)
     lines += _summary(held | activations, sharding.mesh.size)
-    print_parameters(model, sharding, console, lines)
+    lines += mup_lines(optimizer)
+    print_parameters(model, sharding, console, lines, optimizer)
 
 
 def print_parameters(
-    model: ModelConfig, sharding: Sharding, console: Console, notes: Sequence[str] = ()
+    model: ModelConfig,
+    sharding: Sharding,
+    console: Console,
+    notes: Sequence[str] = (),
+    optimizer: Optimizer | None = None,
 ) -> None:
     """Prints every parameter's name, shape, logical axes, PartitionSpec, count and bytes a device.
 
     The PartitionSpec has the mesh axes of each axis, `fsdp·tensor`, or - where it is whole. After
-    the table come the notes and the number of parameters.
+    the table come the notes and the number of parameters. Under muP there are, besides, each
+    parameter's class and what its initial values and its learning rate are multiplied by.
     """
     shapes, axes = parameters.abstract(model)
     table = Table("parameter", "shape", "axes", "PartitionSpec", box=None, pad_edge=False)
     table.add_column("bytes/device", justify="right")
     table.add_column("count", justify="right")
+    scales = _scales(optimizer)
+    for title in ("muP", "initial ×", "rate ×") if scales else ():
+        table.add_column(title, justify="right")
     for (path, leaf), names in zip(
         jax.tree_util.tree_leaves_with_path(shapes),
         jax.tree.leaves(axes, is_leaf=parameters.is_axes),
@@ -99,10 +110,43 @@ def print_parameters(
         row = [path_name(path), " × ".join(map(str, shape)), " ".join(names)]
         where = sharding.named(names, leaf.shape)
         row += [_spec(where.spec), f"{_bytes(leaf, where):,}"]
-        table.add_row(*row, f"{math.prod(shape):,}")
+        row.append(f"{math.prod(shape):,}")
+        if scales:
+            scale = scales[path_name(path)]
+            row += [scale.kind, _factor(scale.drawn), _factor(scale.rate)]
+        table.add_row(*row)
     console.print(table)
     total = f"total parameters: {parameters.count(model):,}"
     console.print(*notes, total, sep="\n", highlight=False)
+
+
+def mup_lines(optimizer: Optimizer | None) -> Iterator[str]:
+    """What is said of muP: how much wider than its base the model is, and how slow it learns."""
+    scales = _scales(optimizer)
+    if not scales:
+        return
+    base, model = optimizer.base, optimizer.model
+    rates: dict[tuple[str, str], int] = {}
+    for scale in scales.values():
+        key = scale.kind, _factor(scale.rate)
+        rates[key] = rates.get(key, 0) + 1
+    yield f"muP: width {model.width}, of the base {base.width}; rates are multiplied by"
+    for (kind, rate), count in sorted(rates.items()):
+        yield f"  {rate:<12}in {count} {kind} parameter{'s' * (count > 1)}"
+
+
+def _scales(optimizer: Optimizer | None) -> dict[str, mup.Scale]:
+    """path → muP's scale; empty without muP."""
+    if not isinstance(optimizer, MuP):
+        return {}
+    tree = mup.scales(optimizer.model, optimizer.base)
+    leaves = jax.tree_util.tree_leaves_with_path(tree, is_leaf=mup.is_scale)
+    return {path_name(path): scale for path, scale in leaves}
+
+
+def _factor(values: Any) -> str:
+    """0.25, or, where the last of several layers is another than the others, 1 … 0.25."""
+    return " … ".join(dict.fromkeys(f"{value:.4g}" for value in np.ravel(values)))
 
 
 def _spec(spec: jax.sharding.PartitionSpec) -> str:

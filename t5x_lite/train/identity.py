@@ -1,6 +1,7 @@
 """What makes two runs the same run: stored in every checkpoint, compared on resume."""
 
 import dataclasses
+import hashlib
 import importlib.metadata
 import json
 import os
@@ -12,7 +13,9 @@ from typing import Any
 import jax
 
 from t5x_lite.errors import UserError
+from t5x_lite.nn import mup
 from t5x_lite.nn.config import ModelConfig
+from t5x_lite.optim import MuP, Optimizer
 
 # How a model is compiled, not what it computes: these may change between a run and its resumption.
 _COMPILATION = {"scan": True, "remat": "none"}
@@ -27,6 +30,15 @@ def model_identity(model: ModelConfig) -> dict[str, Any]:
     """The model's config as JSON, without what only changes how it is compiled."""
     known = plain(dataclasses.replace(model, **_COMPILATION))
     return {name: value for name, value in known.items() if name not in _LATER}
+
+
+def mup_identity(optimizer: Optimizer) -> str | None:
+    """The base that muP's initial values and rates are relative to; None: the standard ones."""
+    if not isinstance(optimizer, MuP):
+        return None
+    base = mup.like(optimizer.base, optimizer.model)
+    digest = hashlib.sha256(json.dumps(model_identity(base), sort_keys=True).encode()).hexdigest()
+    return f"base of width {base.width} ({digest[:8]})"
 
 
 def plain(config: Any) -> Any:

@@ -24,16 +24,17 @@ from t5x_lite.nn.config import ModelConfig
 from t5x_lite.nn.quantized import QuantizedTraining
 from t5x_lite.optim import Optimizer
 from t5x_lite.partitioning import MeshConfig, Rules, Sharding
-from t5x_lite.train import identity
-from t5x_lite.train.corrections import correction_rule
-from t5x_lite.train.describe import print_parameters
+from t5x_lite.train import identity, profile
+from t5x_lite.train.describe import mup_lines, print_parameters
 from t5x_lite.train.evaluation import make_evaluate, on_mesh, rows_here
+from t5x_lite.train.first_step import FirstStep
 from t5x_lite.train.layout import check_layout, lengths_of, mesh_lines
 from t5x_lite.train.meter import Meter, batch_tokens, model_flops
+from t5x_lite.train.program import train_program
 from t5x_lite.train.progress import Progress
 from t5x_lite.train.restore import FOLDER, restore_or_init, resumed
 from t5x_lite.train.state import to_tree
-from t5x_lite.train.step import check_batch, make_train_step, model_apply
+from t5x_lite.train.step import check_batch, model_apply
 
 
 def train(
@@ -64,6 +65,8 @@ def train(
     init_from: str | None = None,
     allow_data_change: bool = False,
     config_text: str = "",
+    profile_steps: str | None = None,
+    executable: str | None = None,
 ) -> None:
     """Trains `model` on `task` for `steps` updates, from the newest good checkpoint on.
 
@@ -77,7 +80,7 @@ def train(
         steps: updates in all.
         batch_size: rows a batch, over all devices and microbatches.
         length: tokens a row; of an encoder-decoder, the encoder's.
-        optimizer: AdamW or Adafactor with a schedule.
+        optimizer: AdamW or Adafactor with a schedule, or either under MuP.
         seed: of parameters, data order, noise and dropout.
         loss: the training loss.
         microbatches: parts of a batch that are computed one after the other to save memory.
@@ -102,13 +105,17 @@ def train(
         allow_data_change: go on where the data, its order or the vocabulary changed since the
             checkpoint: each task from as far into its epoch as it was.
         config_text: the gin configuration, kept beside and in the checkpoints.
+        profile_steps: "A:B", the first and the last step to trace, into model_dir/profile.
+        executable: a file of `compile --save`, whose step is run if it is this run's.
 
     Raises:
         UserError: sizes that don't fit, a checkpoint of another run, a loss that isn't finite.
     """
+    first = FirstStep(executable)
     # --- check everything that needs no computation, before anything is written
     periods = {"eval_period": eval_period, "checkpoint_period": checkpoint_period}
     _check_positive(steps=steps, log_period=log_period, **periods)
+    profiled = profile.steps_of(profile_steps, steps)
     sharding = Sharding(mesh.build(), rules, pipeline_microbatches)
     check_batch(batch_size, microbatches, sharding)
     task = task.for_family(model.kind)
@@ -116,9 +123,15 @@ def train(
         task.batches, "train", batch_size=batch_size, length=length, seed=seed
     )
     batches = make_batches()
-    correct = correction_rule(model, correction_rate)
     check_fit(model, task, batches, loss)
     passes = check_layout(model, sharding, batch_size // microbatches, lengths_of(batches.shapes))
+    program = train_program(
+        *(model, optimizer, loss, sharding, batches.shapes),
+        microbatches=microbatches,
+        ema_decay=ema_decay,
+        quantized=quantized,
+        correction_rate=correction_rate,
+    )
     held_out = eval_period and task.evaluations(
         batch_size=batch_size, length=length, batches=eval_batches
     )
@@ -129,15 +142,15 @@ def train(
         Checkpointer(directory / FOLDER, keep_last=keep_last, keep_every=keep_every) as checkpoints,
         (MetricsLog if distributed.is_first() else NoLog)(directory) as log,
     ):
-        meta = _meta(model, seed, ema_decay, config_text)
+        meta = _meta(model, optimizer, seed, ema_decay, config_text)
         saved = checkpoints.read_meta()
         if saved is not None and saved.get("params_only"):  # written by `convert`, not by a run
             saved, init_from = None, model_dir
         elif saved is not None:
             init_from = None
-            same = {part: meta[part] for part in ("model", "seed", "ema")}
+            same = {part: meta[part] for part in ("model", "seed", "ema", "mup")}
             identity.require_same(saved, same, directory)
-        state, shardings = restore_or_init(
+        state = restore_or_init(
             checkpoints, model, optimizer, sharding, seed, ema_decay is not None, init_from
         )
         start = int(state.step)
@@ -153,19 +166,9 @@ def train(
             console.print(f"done: {directory} is at step {start} of {steps}.", highlight=False)
             return
         if distributed.is_first():
-            _write_record(directory, model, sharding, config_text)
+            _write_record(directory, model, sharding, optimizer, config_text)
 
-        # --- build the step
-        apply = model_apply(model, sharding, quantized)
-        transform = optimizer.build(parameters.abstract(model)[1])
-        train_step = jax.jit(
-            make_train_step(
-                *(apply, loss, transform, optimizer.schedule, microbatches, ema_decay, sharding),
-                correct,
-            ),
-            donate_argnums=0,
-            out_shardings=(shardings, None),
-        )
+        # --- build what measures the step
         plain = model_apply(model, sharding)
         evaluate = held_out and make_evaluate(plain, loss, held_out, sharding)
         work = batch_tokens(batches), model_flops(model, model_apply(model), loss, batches)
@@ -179,6 +182,7 @@ def train(
             *mesh_lines(mesh, sharding),
             *distributed.notes(),
             *([passes] if passes else []),
+            *mup_lines(optimizer),
             f"batch {batch_size} rows, {work[0]:,} tokens, {work[1] / 1e9:,.1f} GFLOP; "
             f"{batches.rows_per_epoch:,} rows an epoch",
             f"peak {peak / 1e9:,.0f} GFLOP/s ({source})",
@@ -190,10 +194,14 @@ def train(
         rows = rows_here(sharding, batch_size)
         data = on_mesh(iterate(batches, start, rows=rows), sharding, rows, batch_size)
         agreement = distributed.StopAgreement(sharding.mesh)
-        with progress, _finish_on_signal() as stopped, contextlib.closing(data):
+        traces = profile.Profile(profiled, directory, meter.paused, progress.log)
+        with progress, _finish_on_signal() as stopped, contextlib.closing(data), traces:
+            train_step = first.ready(program, progress.log)
             for step in range(start + 1, steps + 1):
                 batch = meter.wait_for(data)
-                state, metrics = train_step(state, batch, base_rng)
+                state, metrics = traces.run(step, train_step, state, batch, base_rng)
+                if step == start + 1:
+                    progress.log(first.done(metrics))
                 meter.dispatched(metrics)
                 # The row of the step before is read while this one runs.
                 meter.flush(log, progress)
@@ -223,15 +231,20 @@ def train(
 
 def check_fit(model: ModelConfig, task: Trainable, batches: Batches, loss: Loss) -> None:
     """Raises `UserError` where the model can't learn the task, its lengths or its vocabulary."""
-    _check_head(model, task, batches, loss)
-    lengths = lengths_of(batches.shapes)
-    model.check_lengths(lengths[0], lengths[-1])
+    check_shapes(model, task, batches, loss)
     vocabulary = task.load_vocabulary()
     if vocabulary.size > model.vocab_size:
         raise UserError(
             f"the vocabulary has {vocabulary.size} ids and the model {model.vocab_size}; set the "
             f"model's vocab_size to {vocabulary.size} or train a smaller tokenizer."
         )
+
+
+def check_shapes(model: ModelConfig, task: Trainable, batches: Batches, loss: Loss) -> None:
+    """`check_fit`, as far as it needs no data: all but the vocabulary."""
+    _check_head(model, task, batches, loss)
+    lengths = lengths_of(batches.shapes)
+    model.check_lengths(lengths[0], lengths[-1])
 
 
 def _check_head(model: ModelConfig, task: Trainable, batches: Batches, loss: Loss) -> None:
@@ -265,23 +278,24 @@ def _check_positive(**numbers: int | None) -> None:
             raise UserError(f"{name.upper()}={number} must be at least 1.")
 
 
-def _meta(model, seed, ema_decay, config_text) -> dict[str, Any]:
+def _meta(model, optimizer, seed, ema_decay, config_text) -> dict[str, Any]:
     """What a checkpoint says of its run, besides its data."""
     return {
         "model": identity.model_identity(model),
         "seed": seed,
         "ema": ema_decay is not None,
+        "mup": identity.mup_identity(optimizer),
         "config": config_text,
     }
 
 
-def _write_record(directory: Path, model, sharding, config_text: str) -> None:
+def _write_record(directory: Path, model, sharding, optimizer, config_text: str) -> None:
     """The configuration, the parameter table and the versions, beside the checkpoints."""
     versions = identity.environment()
     try:
         (directory / "config.gin").write_text(config_text, encoding="utf-8")
         with (directory / "parameters.txt").open("w", encoding="utf-8") as file:
-            print_parameters(model, sharding, Console(file=file, width=200))
+            print_parameters(model, sharding, Console(file=file, width=200), (), optimizer)
         (directory / "environment.json").write_text(json.dumps(versions, indent=2) + "\n")
     except OSError as error:
         raise UserError(

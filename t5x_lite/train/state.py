@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from t5x_lite.nn import parameters
+from t5x_lite.nn import mup, parameters
 from t5x_lite.nn.config import ModelConfig
 from t5x_lite.optim import Optimizer, path_name, state_axes
 from t5x_lite.partitioning import Sharding
@@ -37,9 +37,12 @@ def init_state(
     transform: optax.GradientTransformation,
     seed: int | jax.Array,
     ema: bool = False,
+    base: ModelConfig | None = None,
 ) -> TrainState:
-    """The state before the first step; run it under `jax.jit`."""
+    """The state before the first step; run it under `jax.jit`. `base`: muP's, of `optim.MuP`."""
     params = parameters.init(model, jax.random.key(seed))
+    if base is not None:
+        params = mup.initial(params, mup.scales(model, base))
     average = jax.tree.map(jnp.copy, params) if ema else {}
     return TrainState(jnp.zeros((), jnp.int32), params, transform.init(params), ema=average)
 

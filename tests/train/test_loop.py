@@ -17,7 +17,7 @@ from t5x_lite.checkpoint import Checkpointer
 from t5x_lite.errors import UserError
 from t5x_lite.nn.presets.gpt2 import gpt2
 from t5x_lite.partitioning import MeshConfig
-from t5x_lite.train import loop
+from t5x_lite.train import loop, program
 from t5x_lite.train.restore import restore_params
 
 SCRIPT = pathlib.Path(__file__).with_name("resumable.py")
@@ -162,7 +162,7 @@ def idle_step(monkeypatch):
 
         return step
 
-    monkeypatch.setattr(loop, "make_train_step", make)
+    monkeypatch.setattr(program, "make_train_step", make)
     return loss
 
 
