@@ -211,7 +211,10 @@ def compiled(
         executable = lowered.compile()
     except jax.errors.JaxRuntimeError as error:
         if "RESOURCE_EXHAUSTED" not in str(error):
-            raise
+            raise UserError(
+                f"the compiler fails on this program, a fault of its own: "
+                f"{str(error).splitlines()[0]}; other RULES, mesh or MICROBATCHES may avoid it."
+            ) from error
         return {
             "hbm": figures.refused(str(error), target.chip),
             "fits": False,

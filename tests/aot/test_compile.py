@@ -203,6 +203,15 @@ def test_a_program_that_does_not_fit_says_by_how_much_and_what_would(tmp_path):
     assert f"and has 15.75, {over:.2f} too few" in said
 
 
+def test_a_fault_of_the_compiler_is_one_line(monkeypatch):
+    def fail(_):
+        raise jax.errors.JaxRuntimeError("INTERNAL: no luck\nand a trace")
+
+    monkeypatch.setattr(jax.stages.Lowered, "compile", fail)
+    with pytest.raises(UserError, match=r"its own: INTERNAL: no luck; other RULES"):
+        aot.compile_step(**setting("llama", topology="v5e-4"))
+
+
 def fixed(**changes):
     """A `Setting` on a mesh of CPUs."""
     arguments = setting("llama", batch_size=64)
