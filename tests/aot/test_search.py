@@ -267,7 +267,8 @@ def test_signal_leaves_nothing_behind(run, command, tmp_path, number):
     """Ends a whole search from outside while its compilers work, and looks what is left of it."""
     before = {path.name for path in (tmp_path).iterdir()}
     script = textwrap.dedent("""
-        import sys, types
+        import signal, sys, types
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's "&" ignores it
         from t5x_lite.aot import candidates, pool
         from t5x_lite.partitioning import MeshConfig
         run = {"batch_size": 16, "model": types.SimpleNamespace(remat="none"), "rules": "fsdp",
@@ -291,8 +292,11 @@ def test_signal_leaves_nothing_behind(run, command, tmp_path, number):
         time.sleep(0.05)
     assert len(alive(tmp_path / "started")) == 2
     process.send_signal(number)
-    status = process.wait(30)
-    process.stdout.close()
+    try:
+        status = process.wait(30)
+    finally:
+        process.kill()
+        process.stdout.close()
     assert status != 0
     assert alive(tmp_path / "started") == []
     assert list((tmp_path / "tmp").iterdir()) == []
