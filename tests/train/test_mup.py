@@ -84,7 +84,13 @@ def noise(model):
     return jax.tree_util.tree_map_with_path(value, parameters.abstract(model)[0])
 
 
-@pytest.mark.parametrize("family", DOUBLED)
+OFTEN = ("gpt2", "mixtral", "t5")  # the others with -m grid
+
+
+@pytest.mark.parametrize(
+    "family",
+    [pytest.param(f, marks=[] if f in OFTEN else [pytest.mark.grid]) for f in DOUBLED],
+)
 def test_a_model_of_copies_learns_as_the_base_does(family):
     """An exact law: gradients, clipping, epsilon, rates, decay and every multiplier are right.
 
