@@ -35,7 +35,7 @@ from t5x_lite.train.layout import check_layout, lengths_of
 from t5x_lite.train.loop import check_shapes
 from t5x_lite.train.meter import batch_tokens, model_flops
 from t5x_lite.train.program import Program, train_program
-from t5x_lite.train.step import check_batch, model_apply
+from t5x_lite.train.step import check_batch
 
 VERBS = ("train", "eval", "generate")
 HERE = "here"  # instead of a topology: this process's own devices
@@ -232,7 +232,7 @@ def compiled(
         *(target, setting.model.dtype),
     )
     written = setting.rows * setting.max_tokens
-    work = _model_flops(setting, batches, verb, costs["matmul_flops"])
+    work = _model_flops(setting, verb, costs["matmul_flops"])
     peak = target.chips * target.chip.peak["bfloat16"]
     return {
         **{"hbm": memory, "fits": memory["total"] <= memory["capacity"], **costs},
@@ -243,11 +243,11 @@ def compiled(
     }
 
 
-def _model_flops(setting: Setting, batches: Batches, verb: str, counted: int) -> int:
+def _model_flops(setting: Setting, verb: str, counted: int) -> int:
     """FLOPs that the step is for: without what is computed twice, or for padding."""
     if verb == "generate":
         return counted
-    whole = model_flops(setting.model, model_apply(setting.model), setting.loss, batches)
+    whole = model_flops(setting.model, setting.loss, setting.shapes)
     return whole if verb == "train" else whole // 3
 
 

@@ -1,25 +1,20 @@
 """What is known of a run before it is run: its sizes by several conventions, work and settings."""
 
-import dataclasses
 import functools
 import hashlib
 import json
 import re
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from t5x_lite.aot import count
 from t5x_lite.errors import UserError
 from t5x_lite.losses import CrossEntropy, Loss
-from t5x_lite.nn import parameters
-from t5x_lite.nn.config import ModelConfig, compiled
+from t5x_lite.nn.config import ModelConfig
 from t5x_lite.scaling import counting
 from t5x_lite.train.identity import model_identity
-from t5x_lite.train.meter import batch_tokens
-from t5x_lite.train.step import model_apply
+from t5x_lite.train.meter import batch_tokens, model_flops
 
 _RATES = 1000  # of a schedule, to find its peak
 
@@ -80,12 +75,7 @@ def _counts(model: ModelConfig) -> dict[str, int]:
 
 @functools.lru_cache(maxsize=256)
 def _step_flops(model: ModelConfig, loss: Loss, shapes: tuple) -> int:
-    """Three times the forward pass's; what is recomputed to save memory isn't counted."""
-    plain = dataclasses.replace(compiled(parameters.scanned(model), "plain"), remat="none")
-    batch = {name: jax.ShapeDtypeStruct(shape, dtype) for name, shape, dtype in shapes}
-    apply = model_apply(plain)
-    forward = jax.jit(lambda params, batch: loss(apply, params, None, batch, None))
-    return 3 * count.flops(forward.trace(parameters.abstract(plain)[0], batch).jaxpr).matmul
+    return model_flops(model, loss, {name: (shape, dtype) for name, shape, dtype in shapes})
 
 
 def _peak(schedule: Any, steps: int) -> float:

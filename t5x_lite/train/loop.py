@@ -171,7 +171,7 @@ def train(
         # --- build what measures the step
         plain = model_apply(model, sharding)
         evaluate = held_out and make_evaluate(plain, loss, held_out, sharding)
-        work = batch_tokens(batches), model_flops(model, model_apply(model), loss, batches)
+        work = batch_tokens(batches), model_flops(model, loss, batches.shapes)
         peak, source = (peak_flops, "as given") if peak_flops else flops.peak_flops(jax.devices())
         meter = Meter(start, *work, peak)
         base_rng = jax.random.key(seed)

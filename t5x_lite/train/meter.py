@@ -1,6 +1,7 @@
 """Timing a run's steps, and reading what they computed one step late."""
 
 import contextlib
+import dataclasses
 import math
 import time
 from collections.abc import Iterator
@@ -10,23 +11,28 @@ import jax
 import numpy as np
 
 from t5x_lite import flops
+from t5x_lite.data.converters import Shapes
 from t5x_lite.data.pipeline import Batches
 from t5x_lite.errors import UserError
-from t5x_lite.losses import Apply, Loss
+from t5x_lite.losses import Loss
 from t5x_lite.metrics import MetricsLog
 from t5x_lite.nn import parameters
-from t5x_lite.nn.config import ModelConfig
+from t5x_lite.nn.config import ModelConfig, compiled
 from t5x_lite.train.progress import Progress
+from t5x_lite.train.step import model_apply
 from t5x_lite.types import Batch
 
 
-def model_flops(model: ModelConfig, apply: Apply, loss: Loss, batches: Batches) -> int:
+def model_flops(model: ModelConfig, loss: Loss, shapes: Shapes) -> int:
     """FLOPs of a step's matrix products: three times the forward pass's.
 
-    What is recomputed to save memory isn't counted (Chowdhery et al. 2022, appendix B).
+    Of every query with every key, whichever kernel runs; what is recomputed to save memory isn't
+    counted (Chowdhery et al. 2022, appendix B).
     """
-    batch = {name: jax.ShapeDtypeStruct(*row) for name, row in batches.shapes.items()}
-    params = parameters.abstract(model)[0]
+    plain = dataclasses.replace(compiled(parameters.scanned(model), "plain"), remat="none")
+    apply = model_apply(plain)
+    batch = {name: jax.ShapeDtypeStruct(*row) for name, row in shapes.items()}
+    params = parameters.abstract(plain)[0]
     return 3 * flops.matmul_flops(lambda p, b: loss(apply, p, None, b, None), params, batch)
 
 
