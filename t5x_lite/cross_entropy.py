@@ -6,6 +6,9 @@ algorithm 3), and the backward pass computes each chunk's logits again. On a mes
 so for its own rows, its part of the sequence and its part of the vocabulary; what is then reduced
 over the vocabulary's parts is four numbers a token.
 
+A loss that is a sum over tokens needs no second computation: `total` makes its gradients together
+with it, a chunk of tokens at a time, and the backward pass only scales them.
+
 Axis letters besides those of types.py: M tokens of one device, m and v of a chunk, C chunks.
 """
 
@@ -27,8 +30,8 @@ from t5x_lite.types import PyTree, Unembedding
 
 NEVER = -0.7 * float(jnp.finfo(jnp.float32).max)  # the logit of what isn't in the vocabulary
 
-# Bytes of one chunk's logits on one device: an eighth of all, within these bounds. Below the lower
-# one a loop costs more than the memory is worth.
+# Bytes of one chunk's logits on one device: an eighth of all, or those of `FEWEST_TOKENS`, within
+# these bounds. Below the lower one a loop costs more than the memory is worth.
 SMALLEST_CHUNK, LARGEST_CHUNK = 1 << 20, 64 << 20
 # Each chunk of tokens reads the whole kernel and adds to a gradient of its size. With fewer tokens
 # than these, an accelerator's memory would be slower than its matrix unit; the vocabulary is cut
@@ -58,17 +61,43 @@ def score(
         hidden_BTD: what the head leaves.
         head: the product with the vocabulary, and the mesh that it lies on.
         targets_BT: ids; one outside the vocabulary has logit 0.
-        chunk_bytes: of one chunk's logits on one device; None: an eighth of all of them, but at
-            least `SMALLEST_CHUNK` and at most `LARGEST_CHUNK`.
+        chunk_bytes: of one chunk's logits on one device; None: an eighth of all of them, or those
+            of `FEWEST_TOKENS`, but at least `SMALLEST_CHUNK` and at most `LARGEST_CHUNK`.
 
     Raises:
         UserError: no room for one logit; rows, length or vocabulary that the mesh doesn't divide.
     """
-    if chunk_bytes is not None and chunk_bytes < 4:
-        raise UserError(f"chunk_bytes={chunk_bytes} must hold one float32 logit, 4 bytes.")
-    layout = _layout(head.sharding, hidden_BTD.shape, head.kernel_VD.shape)
-    plan = _Plan(head.vocab_size, head.soft_cap, chunk_bytes, layout)
+    plan = _plan(hidden_BTD, head, chunk_bytes)
     return _score(plan, hidden_BTD, _Words(head.kernel_VD, head.bias_V), targets_BT)
+
+
+def total(
+    hidden_BTD: Float[Array, "B T D"],
+    head: Unembedding,
+    targets_BT: Int[Array, "B T"],
+    weights_BT: Float[Array, "B T"],
+    each: Callable[[Scores, Array], Array],
+    chunk_bytes: int | None = None,
+) -> tuple[Float[Array, ""], Scores]:
+    """The sum over all tokens of a function of each one's scores; and the scores.
+
+    No gradient passes through the scores, nor to the weights.
+
+    Args:
+        hidden_BTD: what the head leaves.
+        head: the product with the vocabulary, and the mesh that it lies on.
+        targets_BT: ids.
+        weights_BT: what `each` is given beside the scores.
+        each: elementwise, `each(scores, weights)`; hashable.
+        chunk_bytes: as of `score`.
+
+    Raises:
+        UserError: as `score`.
+    """
+    plan = _plan(hidden_BTD, head, chunk_bytes)
+    words = _Words(head.kernel_VD, head.bias_V)
+    value, scores = _total(plan, each, hidden_BTD, words, targets_BT, weights_BT)
+    return value, jax.lax.stop_gradient(scores)
 
 
 class _Words(NamedTuple):
@@ -94,7 +123,8 @@ class _Layout:
     def run(self, function: Callable, arrays: Sequence[PyTree], outputs: str) -> PyTree:
         """`function` of each device's own part of (hidden, words, arrays [B, T] …).
 
-        `outputs` names what it returns: "tokens", arrays [B, T], or "gradients" of the first two.
+        `outputs` names what it returns: "tokens", arrays [B, T]; "gradients" of the first two; or
+        "both", a pair.
         """
         tokens = PartitionSpec(self.batch, self.length)
         first = (
@@ -105,7 +135,7 @@ class _Layout:
             function,
             mesh=self.sharding.mesh,
             in_specs=(*first, *(tokens for _ in arrays[2:])),
-            out_specs=tokens if outputs == "tokens" else first,
+            out_specs={"tokens": tokens, "gradients": first, "both": (tokens, first)}[outputs],
             check_vma=False,
         )
         return split(*arrays)
@@ -171,6 +201,8 @@ class _Plan:
         kernel = words.kernel
         if own:
             kernel = jax.lax.psum_scatter(kernel, own, scatter_dimension=1, tiled=True)
+            # Else the TPU's compiler sums all columns and keeps them until the optimizer's step.
+            kernel = jax.lax.optimization_barrier(kernel)
         others = tuple(axis for axis in rest if axis not in own)
         return _Words(_psum(kernel, others), _psum(words.bias, rest))
 
@@ -185,12 +217,22 @@ class _Plan:
         """How many chunks of tokens, and of the vocabulary's rows, one device works through."""
         size = self.chunk_bytes
         if size is None:
-            size = min(max(tokens * rows * 4 // 8, SMALLEST_CHUNK), LARGEST_CHUNK)
+            # Room for the whole vocabulary saves `total` a second computation of the logits.
+            whole = min(tokens, FEWEST_TOKENS) * rows * 4
+            least = whole if whole <= LARGEST_CHUNK else SMALLEST_CHUNK
+            size = min(max(tokens * rows * 4 // 8, least, SMALLEST_CHUNK), LARGEST_CHUNK)
         room = max(size // 4, 1)
         together = max(room // rows, min(FEWEST_TOKENS, room))
         tokens_cut = _even(tokens, -(-tokens // together))
         together = -(-tokens // tokens_cut)
         return tokens_cut, _even(rows, -(-rows * together // room))
+
+
+def _plan(hidden_BTD: Array, head: Unembedding, chunk_bytes: int | None) -> _Plan:
+    if chunk_bytes is not None and chunk_bytes < 4:
+        raise UserError(f"chunk_bytes={chunk_bytes} must hold one float32 logit, 4 bytes.")
+    layout = _layout(head.sharding, hidden_BTD.shape, head.kernel_VD.shape)
+    return _Plan(head.vocab_size, head.soft_cap, chunk_bytes, layout)
 
 
 def _psum(x: PyTree, axes: tuple[str, ...]) -> PyTree:
@@ -298,14 +340,16 @@ class _Seen(NamedTuple):
         return Scores(target, highest + jnp.log(total), highest, all_logits / plan.vocab_size)
 
 
-def _see(plan: _Plan, chunks: _Chunks, hidden_mD: Array, targets_m: Array) -> _Seen:
-    """All of this device's vocabulary for one chunk of tokens."""
+def _see(
+    plan: _Plan, chunks: _Chunks, hidden_mD: Array, targets_m: Array, logits_mV: Array | None = None
+) -> _Seen:
+    """All of this device's vocabulary for one chunk of tokens; `logits_mV`, where it isn't cut."""
 
     def body(seen, xs):
         words, ids_v = xs
         # Compared with every id instead of gathered: a vocabulary in parts stays in parts.
         chosen_mv = ids_v[None, :] == targets_m[:, None]
-        logits_mv = _logits(plan, hidden_mD, words)
+        logits_mv = _logits(plan, hidden_mD, words) if logits_mV is None else logits_mV
         return seen.add(logits_mv, chosen_mv, ids_v < plan.vocab_size), None
 
     start = _Seen.nothing(targets_m.shape[0])
@@ -314,7 +358,7 @@ def _see(plan: _Plan, chunks: _Chunks, hidden_mD: Array, targets_m: Array) -> _S
 
 def _pull(
     plan: _Plan, chunks: _Chunks, hidden_mD: Array, targets_m: Array, log_z_m: Array, d: Scores,
-    sums: _Words,
+    sums: _Words, logits_mV: Array | None = None,
 ) -> tuple[_Words, Array]:  # fmt: skip
     """Adds one chunk of tokens' gradients to the vocabulary's; returns them, and the tokens' own.
 
@@ -323,7 +367,7 @@ def _pull(
 
     def body(d_hidden_mD, xs):
         words, ids_v, (d_kernel_vD, d_bias_v) = xs
-        logits_mv = _logits(plan, hidden_mD, words)
+        logits_mv = _logits(plan, hidden_mD, words) if logits_mV is None else logits_mV
         chosen_mv = ids_v[None, :] == targets_m[:, None]
         d_mv = d.log_z[:, None] * jnp.exp(logits_mv - log_z_m[:, None])
         d_mv += jnp.where(chosen_mv, d.target[:, None], 0.0) + d.mean[:, None] / plan.vocab_size
@@ -398,3 +442,66 @@ def _finish(plan, hidden_BTD, words, sums, d_hidden_CmD):
 
 
 _score.defvjp(_forward, _backward)
+
+
+# --- sums over tokens
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+def _total(plan, each, hidden_BTD, words, targets_BT, weights_BT):
+    scores = _score(plan, hidden_BTD, words, targets_BT)
+    return jnp.sum(each(scores, weights_BT)), scores
+
+
+def _total_forward(plan, each, hidden_BTD, words, targets_BT, weights_BT):
+    arrays = (hidden_BTD, words, targets_BT, weights_BT)
+    if plan.layout is None or not plan.layout.vocab:
+        work = functools.partial(_scores_and_gradients, each=each)
+        scores, gradients = plan.run(work, arrays, "both")
+    else:  # what other devices have of the vocabulary comes in for all tokens at once
+        scores = _score(plan, *arrays[:3])
+        d = _slopes(each, scores, weights_BT)
+        arrays = (*arrays[:3], scores.log_z, d.target, d.log_z, d.mean)
+        gradients = plan.run(_gradients, arrays, "gradients")
+    return (jnp.sum(each(scores, weights_BT)), scores), (*gradients, targets_BT, weights_BT)
+
+
+def _slopes(each: Callable, scores: Scores, weights: Array) -> Scores:
+    """Of the sum, with respect to each token's scores."""
+    return jax.grad(lambda scores: jnp.sum(each(scores, weights)))(scores)
+
+
+def _scores_and_gradients(plan, hidden_BTD, words, targets_BT, weights_BT, each):
+    gathered = plan.gathered(words)
+    chunks = _Chunks.of(plan, hidden_BTD, gathered)
+
+    def body(sums, xs):
+        hidden_mD, targets_m, weights_m = xs
+        logits_mV = None  # of a vocabulary that is cut, they are computed twice
+        if chunks.ids_Cv.shape[0] == 1:
+            logits_mV = _logits(plan, hidden_mD, jax.tree.map(lambda x: x[0], chunks.words))
+        scores_m = _see(plan, chunks, hidden_mD, targets_m, logits_mV).scores(plan)
+        d_m = _slopes(each, scores_m, weights_m)
+        sums, d_hidden_mD = _pull(
+            plan, chunks, hidden_mD, targets_m, scores_m.log_z, d_m, sums, logits_mV
+        )
+        return sums, (scores_m, d_hidden_mD)
+
+    zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), chunks.words)
+    tokens = chunks.tokens(targets_BT), chunks.tokens(weights_BT)
+    sums, (scores, d_hidden_CmD) = _scan(body, zeros, (chunks.hidden_CmD, *tokens))
+    flat = jax.tree.map(lambda x: _join(x, targets_BT.size).reshape(targets_BT.shape), scores)
+    return flat, _finish(plan, hidden_BTD, words, sums, d_hidden_CmD)
+
+
+def _total_backward(plan, each, residuals, d):
+    del plan, each
+    d_hidden_BTD, d_words, targets_BT, weights_BT = residuals
+    scaled = jax.tree.map(
+        lambda x: (x.astype(jnp.float32) * d[0]).astype(x.dtype), (d_hidden_BTD, d_words)
+    )
+    nothing = np.zeros(targets_BT.shape, jax.dtypes.float0), jnp.zeros_like(weights_BT)
+    return *scaled, *nothing
+
+
+_total.defvjp(_total_forward, _total_backward)

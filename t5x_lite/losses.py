@@ -100,7 +100,8 @@ class CrossEntropy:
     """Mean negative log-likelihood of the weighted targets, in nats per token.
 
     `label_smoothing` ε mixes the target with the uniform distribution (Szegedy et al. 2016, §7);
-    `z_loss` adds coefficient · log²Z, which keeps logits from drifting (Chowdhery et al. 2022, §5).
+    `z_loss` adds coefficient · log²Z, which keeps logits from drifting (Chowdhery et al. 2022, §5);
+    both parts are then reported, `cross_entropy` and `z_loss`.
     """
 
     heads: ClassVar[tuple[str, ...]] = ("next", "masked", "pairs")
@@ -120,9 +121,8 @@ class CrossEntropy:
 
     @property
     def coefficients(self) -> Mapping[str, float]:
-        """The z-loss term is there only where it is asked for."""
-        z_loss = {"z_loss": float(self.z_loss)} if self.z_loss else {}
-        return {"cross_entropy": 1.0, **z_loss}
+        """One term, which the z-loss is part of: one gradient serves both."""
+        return {"cross_entropy": 1.0}
 
     def weights(self, batch: Batch) -> dict[str, Array]:
         """The number of weighted targets, for each term."""
@@ -133,17 +133,29 @@ class CrossEntropy:
     ) -> Sums:
         """Sums over the microbatch's targets."""
         del state
-        weights_BT = batch["weights"]
-        output = apply(params, batch, keys)
-        scores = score(output, batch["targets"])
+        output, weights_BT = apply(params, batch, keys), batch["weights"]
+        total, scores = cross_entropy.total(
+            output.hidden_BTD, output.unembedding, batch["targets"], weights_BT, self._of_each
+        )
+        right = (scores.target >= scores.highest).astype(jnp.float32)
+        parts = {"accuracy": right}
+        if self.z_loss:
+            parts |= {"cross_entropy": self._likelihood(scores), "z_loss": scores.log_z**2}
+        weight = jnp.sum(weights_BT)
+        metrics = {name: (jnp.sum(part * weights_BT), weight) for name, part in parts.items()}
+        return Sums({"cross_entropy": total}, metrics, loads.of(output.aux))
+
+    def _of_each(self, scores: Scores, weights_BT: Array) -> Array:
+        """What is summed up."""
+        value_BT = self._likelihood(scores)
+        if self.z_loss:
+            value_BT += self.z_loss * jnp.square(scores.log_z)
+        return value_BT * weights_BT
+
+    def _likelihood(self, scores: Scores) -> Array:
         smooth = self.label_smoothing
         aim = (1 - smooth) * scores.target + smooth * scores.mean if smooth else scores.target
-        terms = {"cross_entropy": jnp.sum((scores.log_z - aim) * weights_BT)}
-        if self.z_loss:
-            terms["z_loss"] = jnp.sum(jnp.square(scores.log_z) * weights_BT)
-        right = (scores.target >= scores.highest).astype(jnp.float32)
-        metrics = {"accuracy": (jnp.sum(right * weights_BT), jnp.sum(weights_BT))}
-        return Sums(terms, metrics, loads.of(output.aux))
+        return scores.log_z - aim
 
 
 def _check_smoothing(label_smoothing: float | int) -> None:

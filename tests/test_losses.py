@@ -12,6 +12,7 @@ import pytest
 from t5x_lite import cross_entropy, losses
 from t5x_lite.cross_entropy import Scores
 from t5x_lite.errors import UserError
+from t5x_lite.flops import matmul_flops
 from t5x_lite.partitioning import MeshConfig, Rules, Sharding
 from t5x_lite.types import Output, Unembedding
 
@@ -68,13 +69,15 @@ def test_cross_entropy_equals_the_reference(arrays, smoothing, z_loss):
     aim = np.full((*SHAPE, V), smoothing / V)
     np.put_along_axis(aim, arrays["targets"][..., None], 1 - smoothing + smoothing / V, axis=-1)
     cross_entropy = -np.sum(aim * logprobs * arrays["weights"][..., None])
-    assert float(found.terms["cross_entropy"]) == pytest.approx(cross_entropy, rel=1e-6)
-    assert loss.coefficients["cross_entropy"] == 1
-    assert ("z_loss" in found.terms) == ("z_loss" in loss.coefficients) == bool(z_loss)
+    square = np.sum(log_z**2 * arrays["weights"])
+    total = float(found.terms["cross_entropy"])
+    assert total == pytest.approx(cross_entropy + z_loss * square, rel=1e-6)
+    assert loss.coefficients == {"cross_entropy": 1}
+    assert ("z_loss" in found.metrics) == bool(z_loss)
     if z_loss:
-        square = np.sum(log_z**2 * arrays["weights"])
-        assert float(found.terms["z_loss"]) == pytest.approx(square, rel=1e-6)
-        assert loss.coefficients["z_loss"] == z_loss
+        parts = {name: float(found.metrics[name][0]) for name in ("cross_entropy", "z_loss")}
+        expected = {"cross_entropy": cross_entropy, "z_loss": square}
+        assert parts == pytest.approx(expected, rel=1e-6)
     weights = loss.weights({"weights": jnp.asarray(arrays["weights"])})
     assert {name: float(w) for name, w in weights.items()} == dict.fromkeys(
         found.terms, arrays["weights"].sum()
@@ -98,10 +101,10 @@ def test_values_computed_by_hand():
     logits = jnp.log(jnp.asarray([[1.0], [2.0], [3.0]]))
     output = Output(jnp.ones((1, 1, 1)), Unembedding(logits, None, 3))
     batch = {"targets": jnp.full((1, 1), 2, jnp.int32), "weights": jnp.ones((1, 1))}
-    found = losses.CrossEntropy(0.3, 1.0)(lambda *_: output, {}, None, batch, None).terms
+    found = losses.CrossEntropy(0.3, 1.0)(lambda *_: output, {}, None, batch, None).metrics
     by_hand = 0.7 * math.log(2) + 0.1 * (math.log(6) + math.log(3) + math.log(2))
-    assert float(found["cross_entropy"]) == pytest.approx(by_hand, rel=1e-6)
-    assert float(found["z_loss"]) == pytest.approx(math.log(6) ** 2, rel=1e-6)
+    assert float(found["cross_entropy"][0]) == pytest.approx(by_hand, rel=1e-6)
+    assert float(found["z_loss"][0]) == pytest.approx(math.log(6) ** 2, rel=1e-6)
 
 
 @pytest.mark.parametrize("loss", [losses.CrossEntropy(), losses.CrossEntropy(0.1, 1e-2)])
@@ -330,6 +333,53 @@ def test_all_logits_are_never_stored():
     assert largest[1] <= tokens * vocab / 4
 
 
+def summed(hidden, head, targets, chunk_bytes):
+    weights = jnp.linspace(0.0, 2.0, targets.size).reshape(targets.shape)
+    return cross_entropy.total(hidden, head, targets, weights, each, chunk_bytes)[0]
+
+
+def plain_sum(hidden, head, targets, chunk_bytes):
+    weights = jnp.linspace(0.0, 2.0, targets.size).reshape(targets.shape)
+    return jnp.sum(each(plain_score(hidden, head, targets), weights))
+
+
+def each(scores, weights):
+    return weights * (scores.log_z - 0.9 * scores.target - 0.1 * scores.mean + scores.log_z**2 / 99)
+
+
+@pytest.mark.parametrize("table", [None, *MESHES], ids=str)
+@pytest.mark.parametrize("chunk_bytes", [None, 13_400, 1_100])
+def test_a_sum_over_tokens_has_the_gradients_of_all_logits_at_once(chunked, chunk_bytes, table):
+    sharding = table and Sharding(MESHES[table].build(), table)
+    hidden, kernel, _, targets, _ = on(sharding, chunked) if table else jax.device_put(chunked)
+
+    def run(of):
+        def value(hidden, kernel):
+            head = Unembedding(kernel, None, CHUNKED["vocab"], 2.0, sharding)
+            return 3.0 * of(hidden, head, targets, chunk_bytes)
+
+        return jax.jit(jax.value_and_grad(value, argnums=(0, 1)))(hidden, kernel)
+
+    assert largest_error(run(summed), run(plain_sum)) <= 1e-6
+
+
+def test_a_sum_over_tokens_computes_its_logits_once():
+    """Where the vocabulary isn't cut; else twice."""
+    tokens, width, vocab = 1024, 8, 512
+    shapes = (1, tokens, width), (vocab, width), (1, tokens)
+
+    def products(chunk_bytes):
+        def value(hidden, kernel, targets):
+            return summed(hidden, Unembedding(kernel, None, vocab), targets, chunk_bytes)
+
+        arrays = [jnp.zeros(shape, jnp.float32) for shape in shapes[:2]]
+        found = matmul_flops(jax.grad(value, (0, 1)), *arrays, jnp.zeros(shapes[2], jnp.int32))
+        return found / (2 * tokens * vocab * width)
+
+    assert products(None) == 3
+    assert products(256 * vocab) == 4  # half of the vocabulary at a time
+
+
 @pytest.mark.parametrize("tokens", [1, 100, 8192])
 @pytest.mark.parametrize("rows", [7, 1000, 131_072])
 @pytest.mark.parametrize("chunk_bytes", [4, 50_000, None])
@@ -337,7 +387,8 @@ def test_chunks_fit_their_budget(tokens, rows, chunk_bytes):
     plan = cross_entropy._Plan(rows, None, chunk_bytes, None)
     of_tokens, of_rows = plan.cuts(tokens, rows)
     size = -(-tokens // of_tokens) * -(-rows // of_rows) * 4
-    default = max(cross_entropy.SMALLEST_CHUNK, tokens * rows * 4 / 8)
+    fewest = min(tokens, cross_entropy.FEWEST_TOKENS) * rows * 4
+    default = max(cross_entropy.SMALLEST_CHUNK, tokens * rows * 4 / 8, fewest)
     assert size <= (chunk_bytes or min(default, cross_entropy.LARGEST_CHUNK))
 
 
