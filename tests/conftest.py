@@ -1,12 +1,14 @@
 """Every strict mode on: eight devices, no silent promotion, warnings are errors, shapes checked."""
 
+import gc
 import importlib.metadata
 import importlib.util
 import os
 import pathlib
 
 JAXLIB = tuple(map(int, importlib.metadata.version("jaxlib").split(".")[:2]))
-os.environ["JAX_PLATFORMS"] = "cpu"
+# Tests marked `gpu` run on one with T5X_LITE_TEST_PLATFORM=cuda; all others want eight CPU devices.
+os.environ["JAX_PLATFORMS"] = os.environ.get("T5X_LITE_TEST_PLATFORM", "cpu")
 # XLA's own passes run as ever; LLVM's, which take two thirds of the tests' time, don't. Bitwise
 # equalities are between programs compiled alike.
 os.environ["XLA_FLAGS"] = " ".join(
@@ -16,11 +18,16 @@ os.environ["XLA_FLAGS"] = " ".join(
         "--xla_backend_optimization_level=0",
         # The emitters compile for three times as long; from 0.11 on there is no way around them.
         *(["--xla_cpu_use_fusion_emitters=false"] if JAXLIB < (0, 11) else []),
+        # In parts it is emitted on several threads, and takes longer on the whole.
+        *(["--xla_cpu_parallel_codegen_split_count=1"] if JAXLIB < (0, 11) else []),
         # Eight devices that wait for each other on two busy cores may take more than 40 s.
         "--xla_cpu_collective_call_terminate_timeout_seconds=200",
         "--xla_llvm_disable_expensive_passes=true",
     ]
 )
+# Which lines of our files an operation is from is of no use here; carrying it along takes a
+# quarter of XLA's time. Processes that tests start inherit this.
+os.environ["JAX_TRACEBACK_IN_LOCATIONS_LIMIT"] = "0"
 # A copy of the TPU compiler, which needs no TPU, in each worker, and no log.
 os.environ |= {"TPU_LOG_DIR": "disabled", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
 
@@ -42,6 +49,12 @@ CACHE = os.environ.get("T5X_LITE_TEST_CACHE", pathlib.Path.home() / ".cache" / "
 jax.config.update("jax_compilation_cache_dir", str(CACHE))
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 jax.config.update("jax_persistent_cache_min_entry_size_bytes", 0)
+
+
+def pytest_collection_finish():
+    """What is imported stays; looking it through again and again slows tracing down."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")

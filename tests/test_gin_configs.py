@@ -145,9 +145,10 @@ def test_a_model_file_is_the_preset_of_its_name(name):
     configure("t5x_lite.train.describe.describe", [name], model="%MODEL")
     model = value("MODEL")
     assert model == FAMILIES[family][0](size)
-    shapes, _ = parameters.abstract(model)
-    table = (model.physical_vocab, getattr(model.embedder, "width", None) or model.width)
-    assert table in {leaf.shape for leaf in jax.tree.leaves(shapes)}
+    if size == "tiny":  # nn/test_presets.py builds all other sizes, as presets
+        shapes, _ = parameters.abstract(model)
+        table = (model.physical_vocab, getattr(model.embedder, "width", None) or model.width)
+        assert table in {leaf.shape for leaf in jax.tree.leaves(shapes)}
 
 
 def test_mini_is_a_llama_of_another_shape():

@@ -1,6 +1,8 @@
 """A tiny Llama on countable text, through the command line: its options, its data and its log."""
 
 import json
+import os
+import re
 
 from t5x_lite import cli
 
@@ -15,6 +17,11 @@ TINY = [
     ),
     *("--gin.LENGTH=16", "--gin.WARMUP_STEPS=1", "--gin.LOG_PERIOD=1", "--gin.PEAK_FLOPS=1e9"),
 ]
+
+
+def xla_flags(devices):
+    """What the tests' own programs are compiled with, for a process of so many devices."""
+    return re.sub(r"(device_count=)\d+", rf"\g<1>{devices}", os.environ["XLA_FLAGS"])
 
 
 def prepare(folder):

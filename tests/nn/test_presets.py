@@ -209,7 +209,11 @@ def test_every_published_size_is_counted_here():
 
 @pytest.mark.parametrize(("preset", "size"), PUBLISHED)
 def test_published_parameter_counts(preset, size):
-    assert parameters.count(preset(size)) == COUNTS[preset][size]
+    model = preset(size)
+    assert parameters.count(model) == COUNTS[preset][size]
+    shapes, _ = parameters.abstract(model)
+    table = (model.physical_vocab, getattr(model.embedder, "width", None) or model.width)
+    assert table in {leaf.shape for leaf in jax.tree.leaves(shapes)}
 
 
 @pytest.mark.parametrize(("preset", "size"), [(gpt2, "small"), (bert, "base"), (t5_1_1, "small")])

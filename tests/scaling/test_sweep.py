@@ -21,6 +21,7 @@ from t5x_lite.errors import UserError
 from t5x_lite.scaling import execute, points, pool, prediction, records, run, sweep, trunk
 from t5x_lite.scaling.pool import DONE, FAILED, STOPPED, Job
 from t5x_lite.scaling.sweep import Run, Sweep
+from tests import tiny_run
 
 FACTS = {"family": "decoder-only", "n_total": 12, "n_non_embedding": 8, "n_active": 12,
          "batch_size": 2, "batch_tokens": 8, "length": 4, "steps": 10, "step_flops": 480,
@@ -350,7 +351,8 @@ def folder(tmp_path_factory):
 def inside(folder, monkeypatch):
     monkeypatch.chdir(folder)
     monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", str(folder / "cache"))
-    monkeypatch.setenv("XLA_FLAGS", "")  # one device: eight of them take their time
+    # One device: eight of them take their time.
+    monkeypatch.setenv("XLA_FLAGS", tiny_run.xla_flags(devices=1))
     yield folder
     gin.clear_config()
 

@@ -225,16 +225,16 @@ def test_an_encoder_decoder_has_no_head_for_labels():
 def test_a_pre_trained_models_parameters_get_a_new_head(task, tmp_path, capsys, scan):
     masked = given(task, objectives.MaskedLM())
     before = dataclasses.replace(BERT, head=Pooler()) if not scan else BERT
+    short = {"steps": 1, "eval_period": None}
     if scan:
-        loop.train(**arguments(masked, before, losses.CrossEntropy(), tmp_path / "mlm", steps=1))
+        loop.train(**arguments(masked, before, losses.CrossEntropy(), tmp_path / "mlm", **short))
     else:  # a pooler has no loss: as of a converted model
         written = parameters_of(before, tmp_path / "mlm")
     model = dataclasses.replace(fine_tuned.classifier(BERT, 3), scan=scan)
     still = optim.AdamW(schedules.linear(peak=1e-30, steps=2, warmup_steps=1), weight_decay=0.0)
-    run = arguments(
-        given(task, objectives.Classification(3)), model, losses.Classification(), tmp_path / "cls"
-    )
-    loop.train(**run | {"init_from": str(tmp_path / "mlm"), "steps": 1, "optimizer": still})
+    labelled = given(task, objectives.Classification(3))
+    run = arguments(labelled, model, losses.Classification(), tmp_path / "cls", **short)
+    loop.train(**run | {"init_from": str(tmp_path / "mlm"), "optimizer": still})
     err = capsys.readouterr().err
     assert "another head than this model; drawn anew: head/classifier/" in err
     stored = dataclasses.replace(model, scan=True)

@@ -84,7 +84,7 @@ def start_two(model_dir, *options, more=((), ()), verb="train", inside=(None, No
     """Processes 0 and 1 of a run; not shared are the options `more` and the folders `inside`."""
     port = free_port()
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_force_host_platform_device_count=4 --xla_backend_optimization_level=0",
+        "XLA_FLAGS": tiny_run.xla_flags(devices=4),
         "JAX_COMPILATION_CACHE_DIR": str(jax.config.jax_compilation_cache_dir),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": str(SCRIPT.parents[2]),
@@ -119,9 +119,33 @@ def finish(processes, seconds=200):
     return [(p.returncode, *output) for p, output in zip(processes, outputs, strict=True)]
 
 
+# Gloo prints a line in pieces, which mix with those of other threads.
+GLOO = (
+    *("[Gloo] Rank", "is connected to", "peer ranks."),
+    "Expected number of connected peer ranks is :",
+)
+
+
 def spoken(out):
     """What the command itself printed."""
-    return [line for line in out.splitlines() if not line.startswith("[Gloo]")]
+    for piece in GLOO:
+        out = out.replace(piece, "")
+    return [line for line in out.splitlines() if line.strip(" 0123456789")]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "[Gloo] Rank 1 is connected to 1 peer ranks. "
+        "Expected number of connected peer ranks is : 1",
+        "[Gloo] Rank [Gloo] Rank 01\n is connected to 1 peer ranks. 0 peer ranks. "
+        "Expected number of connected peer ranks is : 0\n\nExpected number of connected peer ranks "
+        "is : 1\n",
+    ],
+)
+def test_what_gloo_says_is_not_the_command_s(text):
+    assert spoken(text) == []
+    assert spoken(f"{text}\nstep 3, loss 0.5\n{text}") == ["step 3, loss 0.5"]
 
 
 def wait_for_step(processes, model_dir, step):

@@ -10,6 +10,8 @@ import sys
 
 import pytest
 
+from tests import tiny_run
+
 SCRIPT = pathlib.Path(__file__).with_name("resumable.py")
 REPOSITORY = SCRIPT.parents[2]
 FAMILIES = ["gpt2", "bert", "t5"]
@@ -23,9 +25,9 @@ def load():
 
 
 def start(folder: pathlib.Path, *args) -> subprocess.Popen:
-    # Compiled programs are shared: who resumes may find the program that the killed run compiled.
+    # Compiled programs are shared, as a user's are: only the first run compiles its own.
     environment = os.environ | {
-        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+        "XLA_FLAGS": tiny_run.xla_flags(devices=1),
         "JAX_COMPILATION_CACHE_DIR": str(folder / "compiled"),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
         "PYTHONPATH": str(REPOSITORY),
@@ -38,7 +40,10 @@ def start(folder: pathlib.Path, *args) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen, code: int = 0) -> None:
-    out, error = process.communicate(timeout=200)
+    try:
+        out, error = process.communicate(timeout=200)
+    finally:
+        process.kill()
     assert process.returncode == code, f"{out}\n{error}"
 
 
@@ -56,14 +61,13 @@ def computed(model_dir: pathlib.Path) -> list[dict]:
 def test_killed_and_resumed_is_bitwise_uninterrupted(tmp_path, family):
     resumable = load()
     resumable.prepared_task(tmp_path)
-    uninterrupted = start(tmp_path, tmp_path / "whole", family)
     killed = start(tmp_path, tmp_path / "killed", family, "--kill_at", resumable.KILL_AT)
     finish(killed, code=-signal.SIGKILL)
     whole, killed = tmp_path / "whole" / family, tmp_path / "killed" / family
     steps = [row["step"] for row in rows(killed) if "loss" in row]
     assert steps[-1] >= resumable.KILL_AT - 2
     assert not (killed / "checkpoints" / str(resumable.STEPS)).exists()
-    finish(uninterrupted)
+    finish(start(tmp_path, tmp_path / "whole", family))
     finish(start(tmp_path, tmp_path / "killed", family))
 
     logged = {row["step"]: row["loss"] for row in rows(whole) if "loss" in row}
