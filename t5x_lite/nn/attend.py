@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Array, Float
 
-from t5x_lite.nn import blockwise, cudnn, kernels, masks, ring, scores, splash
+from t5x_lite.nn import blockwise, cudnn, kernels, masks, ring, scores, sliced, splash
 from t5x_lite.partitioning import Sharding
 from t5x_lite.types import KeyArray
 
@@ -61,8 +61,9 @@ def attend(
                 q_BTNH, k_BSKH, v_BSKH, sees, bias, sharding=sharding, scale=scale,
                 soft_cap=soft_cap, dropout=dropout, dropout_keys=keys,
             )  # fmt: skip
-        case "blockwise":
-            return blockwise.blockwise_attend(
+        case "sliced" | "blockwise" as name:
+            by_parts = {"sliced": sliced.sliced_attend, "blockwise": blockwise.blockwise_attend}
+            return by_parts[name](
                 q_BTNH, k_BSKH, v_BSKH, sees, bias, scale=scale, soft_cap=soft_cap,
                 dropout=dropout, dropout_keys=keys, sharding=sharding,
             )  # fmt: skip
@@ -77,7 +78,9 @@ def attend(
 
 def _plain(q_BTNH, k_BSKH, v_BSKH, sees, bias, scale, soft_cap, dropout, keys):
     """The whole score matrix at once."""
-    logits_BKGTS = scores.logits(q_BTNH, k_BSKH, sees, bias, scale, soft_cap)
+    q_BKGTH = scores.by_head(q_BTNH, k_BSKH.shape[2])
+    k_BKSH, v_BKSH = (jnp.swapaxes(x, 1, 2) for x in (k_BSKH, v_BSKH))
+    logits_BKGTS = scores.logits(q_BKGTH, k_BKSH, sees, bias, scale, soft_cap)
     logits_BKGTS = masks.apply(logits_BKGTS, sees.mask())
     probs_BKGTS = jax.nn.softmax(logits_BKGTS, axis=-1).astype(v_BSKH.dtype)
     if keys is not None:
@@ -87,5 +90,5 @@ def _plain(q_BTNH, k_BSKH, v_BSKH, sees, bias, scale, soft_cap, dropout, keys):
         )
         words = scores.query_keys(keys, heads, queries)
         probs_BKGTS = scores.dropped(probs_BKGTS, words, slots, dropout)
-    out_BTKGH = jnp.einsum("BKGTS,BSKH->BTKGH", probs_BKGTS, v_BSKH)
+    out_BTKGH = jnp.moveaxis(jnp.einsum("BKGTS,BKSH->BKGTH", probs_BKGTS, v_BKSH), 3, 1)
     return out_BTKGH.reshape(*q_BTNH.shape[:3], v_BSKH.shape[3])

@@ -1,6 +1,7 @@
 """Which path computes attention: by what the program is compiled for, and by what is asked of it.
 
 plain      the whole score matrix at once, by XLA
+sliced     slices of queries, each with the keys that it may see; everything that plain can
 blockwise  a block of scores at a time, forwards and backwards; everything that plain can
 splash     Pallas, on TPUs: a block at a time in fast memory, hidden blocks left out
 cudnn      NVIDIA's fused attention, on GPUs
@@ -14,19 +15,20 @@ from typing import Any
 import jax
 
 from t5x_lite.errors import UserError
+from t5x_lite.nn import sliced
 from t5x_lite.nn.masks import Visibility
 from t5x_lite.partitioning import Sharding
 
-KERNELS = ("auto", "plain", "blockwise", "splash", "cudnn")
+KERNELS = ("auto", "plain", "sliced", "blockwise", "splash", "cudnn")
 
 # What one layer's scores may take on one device, in float32, before they are computed by blocks: a
 # sixteenth of the smallest TPU's memory, and several copies may be alive in the backward pass. A
-# CPU's caches are passed long before: measured on one with 8 heads of 64, forward and backward,
-# blocks took as long as the matrix at 512 slots, 0.6 of it at 1024 and 0.4 at 2048.
+# CPU's caches are passed long before (docs/kernels.md has what was measured).
 _FITTING = {"cpu": 2**26}
 _FITTING_ELSEWHERE = 2**30
 _ONE_BLOCK = 512  # up to so many queries and keys nothing is saved
-# Shorter rows are padded to this by splash, and XLA does them well.
+# Shorter rows are padded to this by splash, and XLA does them well; on a CPU, slices of a causal
+# row begin to save time here.
 _SHORT = 256
 
 
@@ -39,6 +41,7 @@ class Work:
         head_dim: the larger of queries' and values'.
         dtype: of queries, keys and values.
         slotted: the mask is known but for segments and prefix; False in cached decoding.
+        narrow: of the keys, no query sees more than those before it or those near.
         bias: something is added to the logits.
         prefix: a causal mask has a prefix that is read in both directions.
         soft_cap: logits are capped.
@@ -49,6 +52,7 @@ class Work:
     head_dim: int
     dtype: str
     slotted: bool = True
+    narrow: bool = False
     bias: bool = False
     prefix: bool = False
     soft_cap: bool = False
@@ -57,10 +61,9 @@ class Work:
     @classmethod
     def of(cls, shape, head_dim, dtype, sees: Visibility, bias: tuple, **others) -> "Work":
         """What `sees` and `bias` say of it."""
-        return cls(
-            shape, head_dim, str(dtype), sees.slotted, bool(bias),
-            sees.causal and sees.prefix_q is not None, **others,
-        )  # fmt: skip
+        prefix = sees.causal and sees.prefix_q is not None
+        narrow = (sees.causal and not prefix) or sees.window is not None
+        return cls(shape, head_dim, str(dtype), sees.slotted, narrow, bool(bias), prefix, **others)
 
     def lacks(self, kernel: str) -> str | None:
         """What of this a kernel can't do; None: it can."""
@@ -118,12 +121,15 @@ def choose(asked: str, platform: str, work: Work, sharding: Sharding | None = No
     if asked != "auto":
         return asked
     _, _, queries, keys = work.shape
-    if min(queries, keys) >= _SHORT:
+    long, size = min(queries, keys) >= _SHORT, _bytes(work, sharding)
+    if long:
         for kernel, home in _HOME.items():
             if platform == home and work.lacks(kernel) is None:
                 return kernel
     fitting = _FITTING.get(platform, _FITTING_ELSEWHERE)
-    too_large = max(queries, keys) > _ONE_BLOCK and _bytes(work, sharding) > fitting
+    if platform == "cpu" and work.narrow and long and size <= sliced.MOST * fitting:
+        return "sliced"
+    too_large = max(queries, keys) > _ONE_BLOCK and size > fitting
     return "blockwise" if too_large else "plain"
 
 

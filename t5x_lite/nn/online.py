@@ -8,6 +8,8 @@ it holds; `ring` brings other devices' keys along, one run after the other.
 """
 
 import dataclasses
+import functools
+import operator
 from collections.abc import Callable
 from typing import Any
 
@@ -47,7 +49,7 @@ class Run:
     """Where blocks of one size lie: from slot first[i] on, of which count[i] tokens are real."""
 
     first: Any  # int32 [blocks]
-    count: Any  # int32 [blocks]
+    count: Any = None  # int32 [blocks]; None: all
 
 
 @flax.struct.dataclass
@@ -121,9 +123,13 @@ def undivided(forward: Callable) -> Callable:
 def begin(q: Array, v: Array) -> State:
     """Nothing seen yet, for queries [blocks, B, T, N, H] and values [blocks, B, S, K, h]."""
     blocks, batch, length, heads, _ = q.shape
-    shape = (blocks, batch, v.shape[3], heads // v.shape[3], length)
+    return nothing((blocks, batch, v.shape[3], heads // v.shape[3], length), v.shape[4])
+
+
+def nothing(shape: tuple[int, ...], size: int) -> State:
+    """The state of queries [..., B, K, G, T] that have seen no key yet; values are of `size`."""
     return State(
-        out=jnp.zeros((*shape, v.shape[4]), jnp.float32),
+        out=jnp.zeros((*shape, size), jnp.float32),
         high=jnp.full(shape, HIDDEN, jnp.float32),
         total=jnp.zeros(shape, jnp.float32),
     )
@@ -157,12 +163,14 @@ def visit(
 
 def _look(state, q_BTNH, here, keys, context, form):
     """One query block's state after all key blocks of a run."""
-    meet = _meeting(q_BTNH, here, context, form)
+    heads = keys[0].shape[3]
+    meet = meeting(scores.by_head(q_BTNH, heads), here, context, form)
 
     def of_key(state, key):
         k_BSKH, v_BSKh, there = key
-        pair = meet(k_BSKH, there)
-        return jax.lax.cond(pair.met, pair.absorb, lambda s, *_: s, state, v_BSKh), None
+        k_BKSH, v_BKSh = jnp.swapaxes(k_BSKH, 1, 2), jnp.swapaxes(v_BSKh, 1, 2)
+        pair = meet(k_BKSH, there)
+        return jax.lax.cond(pair.met, pair.absorb, lambda s, *_: s, state, v_BKSh), None
 
     return jax.lax.scan(of_key, state, keys)[0]
 
@@ -173,11 +181,11 @@ def finish(state: State) -> tuple[Array, Array]:
     A query that saw nothing (padding) gets zeros.
     """
     total = jnp.where(state.total > 0, state.total, 1.0)
-    return _flat(state.out / total[..., None]), state.high + jnp.log(total)
+    return flat(state.out / total[..., None]), state.high + jnp.log(total)
 
 
-def _flat(x: Array) -> Array:
-    """[…, K, G, T, h] → […, T, N, h]."""
+def flat(x: Array) -> Array:
+    """[…, K, G, T, h] → […, T, N, h]; the inverse of `scores.by_head`."""
     x = jnp.moveaxis(x, -2, -4)
     return x.reshape(*x.shape[:-3], -1, x.shape[-1])
 
@@ -186,17 +194,17 @@ def _flat(x: Array) -> Array:
 class Backward:
     """What a query block brings to the backward pass; every leaf [blocks, …]."""
 
-    q: Any  # [B, T, N, H]
-    dout: Any  # [B, T, N, h], of the outputs' dtype
+    q: Any  # [B, K, G, T, H]
+    dout: Any  # [B, K, G, T, h], of the outputs' dtype
     log_total: Any  # [B, K, G, T]: `finish`'s
     delta: Any  # [B, K, G, T]: Σ dout · out, which is Σ probability · its gradient
 
 
-def backward(q: Array, dout: Array, delta_BTN: Array, log_total: Array) -> Backward:
-    """Of query blocks, `delta_BTN` being Σ dout · out of each; each array [blocks, B, T, N, …]."""
-    groups = log_total.shape[-3:-1]
-    delta = delta_BTN.reshape(*delta_BTN.shape[:-1], *groups)
-    return Backward(q, dout, log_total, jnp.moveaxis(delta, -3, -1))
+def backward(q: Array, dout: Array, delta: Array, log_total: Array) -> Backward:
+    """Of query blocks, `delta` being Σ dout · out of each; arrays […, B, T, N, H or h or none]."""
+    heads = log_total.shape[-3]
+    delta = scores.by_head(delta[..., None], heads)[..., 0]
+    return Backward(scores.by_head(q, heads), scores.by_head(dout, heads), log_total, delta)
 
 
 def visit_back(
@@ -209,18 +217,19 @@ def visit_back(
     def of_query(carry, query):
         dk, dv, dbias = carry
         query, dq_BTNH, here = query
-        meet = _meeting(query.q, here, context, form)
+        meet = meeting(query.q, here, context, form)
 
         def of_key(carry, key):
             k_BSKH, v_BSKh, there, *own = key
-            pair = meet(k_BSKH, there)
+            k_BKSH, v_BKSh = jnp.swapaxes(k_BSKH, 1, 2), jnp.swapaxes(v_BSKh, 1, 2)
+            pair = meet(k_BKSH, there)
 
             def add(dq_BTNH, dbias, dk_BSKH, dv_BSKh):
-                found = pair.pull(query, v_BSKh)
+                dq, found_bias, *dkv = pair.pull(query, v_BKSh)
+                dkv = (jnp.swapaxes(x, 1, 2) for x in dkv)
                 return jax.tree.map(
-                    lambda total, part: total + part.astype(jnp.float32),
-                    (dq_BTNH, dbias, dk_BSKH, dv_BSKh), found,
-                )  # fmt: skip
+                    jnp.add, (dq_BTNH, dbias, dk_BSKH, dv_BSKh), (flat(dq), found_bias, *dkv)
+                )
 
             dq_BTNH, dbias, *own = jax.lax.cond(pair.met, add, lambda *same: same, *carry, *own)
             return (dq_BTNH, dbias), tuple(own)
@@ -233,14 +242,14 @@ def visit_back(
 
 
 @flax.struct.dataclass
-class _Pair:
+class Pair:
     """A block of queries and a block of keys."""
 
-    q_BTNH: Any
-    k_BSKH: Any
+    q_BKGTH: Any
+    k_BKSH: Any
     sees: Any
     slots_S: Any  # the keys' places in the row
-    real_S: Any  # bool: not the padding of an odd block
+    real_S: Any  # bool: not the padding of an odd block; None: there is none
     words_BNT2: Any  # what the queries' dropout draws from; None: none
     bias: Any
     form: Form = flax.struct.field(pytree_node=False)
@@ -250,36 +259,50 @@ class _Pair:
         """False only where no query of the block sees a key of the other."""
         return may_see(self.sees)
 
-    def absorb(self, state: State, v_BSKh: Array) -> State:
-        logits, mask = self._logits(self.q_BTNH, self.k_BSKH, self.bias), self._mask()
+    def absorb(self, state: State, v_BKSh: Array) -> State:
+        """What the queries know after these keys too; arrays without the axis of blocks."""
+        logits, mask = self._logits(), self._mask()
         high = jnp.maximum(state.high, jnp.max(logits, axis=-1, where=mask, initial=HIDDEN))
-        probs = jnp.where(mask, jnp.exp(logits - high[..., None]), 0.0)
+        probs = _where(mask, jnp.exp(logits - high[..., None]))
         fade = jnp.exp(state.high - high)
-        kept = self._dropout(probs).astype(v_BSKh.dtype)
-        seen = jnp.einsum("BKGTS,BSKh->BKGTh", kept, v_BSKh, preferred_element_type=jnp.float32)
+        kept = self._dropout(probs).astype(v_BKSh.dtype)
+        seen = jnp.einsum("BKGTS,BKSh->BKGTh", kept, v_BKSh, preferred_element_type=jnp.float32)
         total = state.total * fade + jnp.sum(probs, axis=-1)
         return State(state.out * fade[..., None] + seen, high, total)
 
-    def pull(self, query: Backward, v_BSKh: Array) -> tuple[Array, Any, Array, Array]:
-        """Gradients of (q, bias, k, v)."""
-        # Soft cap and bias need no formulas of their own: JAX differentiates the logits.
-        logits, back = jax.vjp(self._logits, self.q_BTNH, self.k_BSKH, self.bias)
-        probs = jnp.where(self._mask(), jnp.exp(logits - query.log_total[..., None]), 0.0)
-        dout = query.dout.reshape(*query.dout.shape[:2], *probs.shape[1:3], -1)
-        kept = self._dropout(probs).astype(dout.dtype)
-        dv = jnp.einsum("BKGTS,BTKGh->BSKh", kept, dout, preferred_element_type=jnp.float32)
-        dprobs = jnp.einsum("BTKGh,BSKh->BKGTS", dout, v_BSKh, preferred_element_type=jnp.float32)
-        dprobs = self._dropout(dprobs)
-        dq, dk, dbias = back(probs * (dprobs - query.delta[..., None]))
-        return dq, dbias, dk, dv
+    def pull(self, query: Backward, v_BKSh: Array) -> tuple[Array, Any, Array, Array]:
+        """Gradients of (q, bias, k, v), float32; arrays have their axes as those."""
+        product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+        q_BKGTH, form = self.q_BKGTH * self.form.scale, self.form
 
-    def _logits(self, q_BTNH: Array, k_BSKH: Array, bias: Any) -> Float[Array, "B K G T S"]:
+        def adjusted(product, bias):
+            return scores.adjusted(product, self.sees, bias, form.soft_cap)
+
+        # Soft cap and bias need no formulas of their own: JAX differentiates them.
+        products = product("BKGTH,BKSH->BKGTS", q_BKGTH, self.k_BKSH)
+        logits, back = jax.vjp(adjusted, products, self.bias)
+        probs = _where(self._mask(), jnp.exp(logits - query.log_total[..., None]))
+        kept = self._dropout(probs).astype(query.dout.dtype)
+        # The smaller factor first, here and below: the other would be transposed.
+        dv_BKhS = product("BKGTh,BKGTS->BKhS", query.dout, kept)
+        dprobs = self._dropout(product("BKGTh,BKSh->BKGTS", query.dout, v_BKSh))
+        dproducts, dbias = back(probs * (dprobs - query.delta[..., None]))
+        dproducts = dproducts.astype(q_BKGTH.dtype)
+        dq = product("BKGTS,BKSH->BKGTH", dproducts, self.k_BKSH) * form.scale
+        dk_BKHS = product("BKGTH,BKGTS->BKHS", q_BKGTH, dproducts)
+        return dq, dbias, jnp.swapaxes(dk_BKHS, 2, 3), jnp.swapaxes(dv_BKhS, 2, 3)
+
+    def _logits(self) -> Float[Array, "B K G T S"]:
         form = self.form
-        return scores.logits(q_BTNH, k_BSKH, self.sees, bias, form.scale, form.soft_cap)
+        return scores.logits(
+            self.q_BKGTH, self.k_BKSH, self.sees, self.bias, form.scale, form.soft_cap
+        )
 
-    def _mask(self) -> Bool[Array, "_ 1 1 _ S"]:
-        real, mask = self.real_S[None, None, :], self.sees.mask()
-        return (real if mask is None else real & mask)[:, None, None]
+    def _mask(self) -> Bool[Array, "_ 1 1 _ S"] | None:
+        parts = [] if self.real_S is None else [self.real_S[None, None, :]]
+        if (mask := self.sees.mask()) is not None:
+            parts.append(mask)
+        return functools.reduce(operator.and_, parts)[:, None, None] if parts else None
 
     def _dropout(self, x_BKGTS: Array) -> Array:
         if self.words_BNT2 is None:
@@ -287,19 +310,23 @@ class _Pair:
         return scores.dropped(x_BKGTS, self.words_BNT2, self.slots_S, self.form.dropout)
 
 
-def _meeting(q_BTNH: Array, here: Run, context: Context, form: Form) -> Callable[..., _Pair]:
+def _where(mask: Array | None, x: Array) -> Array:
+    return x if mask is None else jnp.where(mask, x, 0.0)
+
+
+def meeting(q_BKGTH: Array, here: Run, context: Context, form: Form) -> Callable[..., Pair]:
     """A function that pairs a block of queries with the keys of another, and where those lie."""
-    queries = q_BTNH.shape[1]
+    queries = q_BKGTH.shape[3]
     sees, words_BNT2 = context.sees.queries(here.first, queries), None
     if form.dropout:
         slots_T = here.first + jnp.arange(queries, dtype=jnp.int32)
         words_BNT2 = scores.query_keys(context.dropout_keys, context.heads_N, slots_T)
 
-    def meet(k_BSKH: Array, there: Run) -> _Pair:
-        place_S = jnp.arange(k_BSKH.shape[1], dtype=jnp.int32)
-        return _Pair(
-            q_BTNH, k_BSKH, sees.keys(there.first, k_BSKH.shape[1]), there.first + place_S,
-            place_S < there.count, words_BNT2, context.bias, form,
+    def meet(k_BKSH: Array, there: Run) -> Pair:
+        place_S = jnp.arange(k_BKSH.shape[2], dtype=jnp.int32)
+        return Pair(
+            q_BKGTH, k_BKSH, sees.keys(there.first, k_BKSH.shape[2]), there.first + place_S,
+            None if there.count is None else place_S < there.count, words_BNT2, context.bias, form,
         )  # fmt: skip
 
     return meet

@@ -21,8 +21,8 @@ _GOLDEN = 0x9E3779B9  # 2^32 / golden ratio: consecutive slots come to lie far a
 
 
 def logits(
-    q_BTNH: Float[Array, "B T N H"],
-    k_BSKH: Float[Array, "B S K H"],
+    q_BKGTH: Float[Array, "B K G T H"],
+    k_BKSH: Float[Array, "B K S H"],
     sees: Visibility,
     bias: Biases,
     scale: float | int,
@@ -32,17 +32,37 @@ def logits(
 
     `sees` gives the distances that biases depend on; its queries and keys are those of q and k.
     """
-    heads, groups = k_BSKH.shape[2], q_BTNH.shape[2] // k_BSKH.shape[2]
-    q_BTKGH = (q_BTNH * scale).reshape(*q_BTNH.shape[:2], heads, groups, q_BTNH.shape[3])
-    logits_BKGTS = jnp.einsum(
-        "BTKGH,BSKH->BKGTS", q_BTKGH, k_BSKH, preferred_element_type=jnp.float32
+    product_BKGTS = jnp.einsum(
+        "BKGTH,BKSH->BKGTS", q_BKGTH * scale, k_BKSH, preferred_element_type=jnp.float32
     )
+    return adjusted(product_BKGTS, sees, bias, soft_cap)
+
+
+def adjusted(
+    logits_BKGTS: Float[Array, "B K G T S"],
+    sees: Visibility,
+    bias: Biases,
+    soft_cap: float | int | None,
+) -> Float[Array, "B K G T S"]:
+    """The logits that come of scaled products: capped, plus the biases."""
     if soft_cap is not None:
         logits_BKGTS = soft_cap * jnp.tanh(logits_BKGTS / soft_cap)
     if bias:
         bias_BNTS = functools.reduce(operator.add, (part.between(sees) for part in bias))
+        heads, groups = logits_BKGTS.shape[1:3]
         logits_BKGTS += bias_BNTS.reshape(bias_BNTS.shape[0], heads, groups, *bias_BNTS.shape[2:])
     return logits_BKGTS
+
+
+def by_head(x_BTNH: Float[Array, "*_ T N H"], heads: int) -> Float[Array, "*_ K G T H"]:
+    """What queries have, beside the key heads that serve them.
+
+    So products have their axes where the matrix of scores has them: else not these are transposed
+    but the matrix, which is much larger.
+    """
+    *batch, length, queries, size = x_BTNH.shape
+    grouped = x_BTNH.reshape(*batch, length, heads, queries // heads, size)
+    return jnp.moveaxis(grouped, -4, -2)
 
 
 def query_keys(

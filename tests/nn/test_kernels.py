@@ -10,12 +10,14 @@ import numpy as np
 import pytest
 
 from t5x_lite.errors import UserError
+from t5x_lite.flops import matmul_flops
 from t5x_lite.nn import attend, kernels, masks, parameters, scores
 from t5x_lite.nn.blockwise import blockwise_attend
 from t5x_lite.nn.cache import init_cache
 from t5x_lite.nn.cudnn import cudnn_attend
 from t5x_lite.nn.kernels import Work, choose
 from t5x_lite.nn.positions import BucketBias
+from t5x_lite.nn.sliced import sliced_attend
 from t5x_lite.nn.splash import splash_attend
 from t5x_lite.partitioning import MeshConfig, Sharding
 
@@ -87,6 +89,10 @@ def blockwise(q, k, v, visible, bias, **form):
     return blockwise_attend(q, k, v, visible, bias, block=70, **form)
 
 
+def sliced(q, k, v, visible, bias, **form):
+    return sliced_attend(q, k, v, visible, bias, size=70, **form)
+
+
 def splash(q, k, v, visible, bias, **form):
     assert not bias
     return splash_attend(q, k, v, visible, block=128, interpret=True, **form)
@@ -97,13 +103,14 @@ def fused(q, k, v, visible, bias, **form):
     return cudnn_attend(q, k, v, visible, implementation="xla", **form)
 
 
-# 200 slots are 3 blocks of 67, or 2 blocks of 128 with 56 slots of padding.
+# 200 slots are 3 blocks of 67, 3 slices of 70, 70 and 60, or 2 blocks of 128 with 56 of padding.
 CAUSAL, ENCODER = sees(packed=True), sees(packed=False, causal=False)
 LOCAL, AROUND = sees(packed=True, window=30), sees(packed=True, causal=False, window=30)
 CROSS = masks.everything(LENGTH, 160, segments_q=segments(), segments_k=segments(160))
 LATENT = arrays(LENGTH, LENGTH, kv_heads=4, head_dim=24, value_dim=16)
 
 
+@pytest.mark.parametrize("run", [blockwise, sliced])
 @pytest.mark.parametrize(
     ("visible", "bias", "form"),
     [
@@ -116,8 +123,8 @@ LATENT = arrays(LENGTH, LENGTH, kv_heads=4, head_dim=24, value_dim=16)
     ],
     ids=["causal", "local", "encoder", "everything at once", "cross"],
 )  # fmt: skip
-def test_blocks_of_scores_give_what_the_matrix_gives(visible, bias, form):
-    found = apart(blockwise, visible, bias, **form)
+def test_blocks_of_scores_give_what_the_matrix_gives(run, visible, bias, form):
+    found = apart(run, visible, bias, **form)
     assert max(found[:4]) < 2e-6
     # Each number of a table's gradient is a sum of up to 80,000, in another order.
     assert max(found[4:], default=0) < 1e-5
@@ -138,7 +145,7 @@ def test_splash_gives_what_the_matrix_gives(visible, given, form):
     assert max(apart(splash, visible, given=given, **form)) < 2e-6
 
 
-@pytest.mark.parametrize(
+WHAT_CUDNN_IS_GIVEN = pytest.mark.parametrize(
     ("visible", "given"),
     [
         (sees(), LATENT),
@@ -151,8 +158,51 @@ def test_splash_gives_what_the_matrix_gives(visible, given, form):
     ],
     ids=["causal, latent", "local", "padded", "around", "encoder", "cross", "prefix"],
 )
+
+
+@WHAT_CUDNN_IS_GIVEN
 def test_the_call_of_cudnn_gives_what_the_matrix_gives(visible, given):
     assert max(apart(fused, visible, given=given)) < 2e-6
+
+
+ON_A_GPU = jax.default_backend() == "gpu"
+
+
+def cudnn(q, k, v, visible, bias, **form):
+    """In bfloat16, which is what cuDNN takes; on a CPU XLA stands in for it."""
+    assert not bias
+    form |= {"implementation": "cudnn" if ON_A_GPU else "xla"}
+    q, k, v = (x.astype(jnp.bfloat16) for x in (q, k, v))
+    return cudnn_attend(q, k, v, visible, **form).astype(jnp.float32)
+
+
+@pytest.mark.gpu
+@WHAT_CUDNN_IS_GIVEN
+def test_cudnn_gives_what_the_matrix_gives(visible, given):
+    # Numbers that bfloat16 has, so that what is apart is cuDNN's own rounding.
+    given = [
+        x.astype(jnp.bfloat16).astype(jnp.float32)
+        for x in given or arrays(LENGTH, visible.order_k.shape[1])
+    ]
+    # JAX's own way to attend multiplies bfloat16 by float32.
+    with jax.default_matmul_precision("highest"), jax.numpy_dtype_promotion("standard"):
+        found = apart(cudnn, visible, given=given)
+    assert max(found) < 2e-2
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not ON_A_GPU, reason="asks a GPU's compiler: T5X_LITE_TEST_PLATFORM=cuda")
+@pytest.mark.parametrize("length", [128, 256])
+def test_long_rows_compile_to_cudnn(length):
+    visible = sees(length, length)
+    given = [x.astype(jnp.bfloat16) for x in arrays(length, length)[:3]]
+
+    def loss(q, k, v):
+        out = attend.attend(q, k, v, visible, scale=0.3, kernel="auto")
+        return jnp.sum(out.astype(jnp.float32))
+
+    program = jax.jit(jax.grad(loss, argnums=(0, 1, 2))).lower(*given).compile()
+    assert ("__cudnn$fmha" in program.as_text()) == (length >= 256)
 
 
 @pytest.mark.parametrize(
@@ -187,10 +237,26 @@ def test_what_cudnn_is_asked(visible, expected, monkeypatch):
     assert asked == [{"scale": 0.3, "implementation": "cudnn", **call} for call in expected]
 
 
+@pytest.mark.parametrize(
+    ("visible", "pairs"),
+    [
+        (sees(), 70 * 70 + 70 * 140 + 60 * 200),
+        (sees(prefix=True), 200 * 200),
+        # Each query sees 29 keys before it, and an encoder's 29 after it.
+        (sees(window=30), 70 * 70 + 70 * 99 + 60 * 89),
+        (sees(causal=False, window=30), 70 * 99 + 70 * 128 + 60 * 89),
+    ],
+)
+def test_a_slice_has_the_keys_that_it_may_see_and_no_more(visible, pairs):
+    q, k, v, _ = arrays(LENGTH, LENGTH)
+    found = matmul_flops(lambda *a: sliced(*a, visible, (), scale=0.3), q, k, v)
+    assert found == 2 * ROWS * HEADS * pairs * (q.shape[3] + v.shape[3])
+
+
 def test_a_query_that_sees_nothing_stays_finite_in_blocks():
     hidden = sees(segments_q=0 * segments(), segments_k=0 * segments())
     q, k, v, _ = arrays(LENGTH, LENGTH)
-    for run in (blockwise, splash):
+    for run in (blockwise, sliced, splash):
         value, gradient = jax.jit(
             jax.value_and_grad(lambda q, run=run: jnp.sum(run(q, k, v, hidden, (), scale=0.3)))
         )(q)
@@ -436,6 +502,9 @@ LARGE = dataclasses.replace(SMALL, shape=(8, 12, 4096, 4096))
     [
         ("cpu", SMALL, "plain"),
         ("cpu", LARGE, "blockwise"),
+        ("cpu", dataclasses.replace(LARGE, narrow=True), "blockwise"),
+        ("cpu", dataclasses.replace(SMALL, narrow=True), "sliced"),
+        ("cpu", dataclasses.replace(SMALL, shape=(8, 8, 128, 128), narrow=True), "plain"),
         ("cpu", dataclasses.replace(SMALL, shape=(4, 8, 1024, 1024)), "blockwise"),
         ("cpu", dataclasses.replace(SMALL, shape=(64, 16, 512, 512)), "plain"),
         ("tpu", SMALL, "splash"),
@@ -471,7 +540,7 @@ def test_a_row_that_devices_share_goes_round_the_ring():
     assert choose("auto", "cpu", decoding, sharding) == "plain"
 
 
-@pytest.mark.parametrize("asked", ["plain", "blockwise"])
+@pytest.mark.parametrize("asked", ["plain", "sliced", "blockwise"])
 def test_what_is_asked_for_is_done_anywhere(asked):
     for platform in ("cpu", "gpu", "tpu"):
         assert choose(asked, platform, LARGE) == asked
@@ -505,5 +574,5 @@ def test_an_unknown_kernel_is_refused(models):
     with pytest.raises(UserError) as error:
         models.tiny("gpt2", attention_kernel="flash")
     assert str(error.value) == (
-        "attention_kernel='flash' must be one of auto, plain, blockwise, splash, cudnn."
+        "attention_kernel='flash' must be one of auto, plain, sliced, blockwise, splash, cudnn."
     )

@@ -187,14 +187,14 @@ def blocks_computed(monkeypatch, case, devices, block, gradient):
     """How many pairs of blocks each device computes."""
     counts = collections.Counter()
     method = "pull" if gradient else "absorb"
-    compute = getattr(online._Pair, method)
+    compute = getattr(online.Pair, method)
 
     def counted(pair, *args):
         device = jax.lax.axis_index("sequence")
         jax.debug.callback(lambda number: counts.update([int(number)]), device)
         return compute(pair, *args)
 
-    monkeypatch.setattr(online._Pair, method, counted)
+    monkeypatch.setattr(online.Pair, method, counted)
     case.run(ring_attend, sharding=ring(devices), block=block)
     jax.effects_barrier()
     return [counts[device] for device in range(devices)]
