@@ -2,12 +2,14 @@
 
 A stack of layers is one parameter with a leading axis "layers". Rules with statistics of a whole
 tensor (Adafactor's factors, clipping by RMS) therefore run once a layer, by `per_tensor`, so that
-a scanned and an unrolled model learn the same.
+a scanned and an unrolled model learn the same. A kernel of attention is one matrix, though it lies
+as [D, heads, head_dim] or [heads, head_dim, D]: `as_matrix` says which.
 """
 
 import dataclasses
+import itertools
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
@@ -22,7 +24,8 @@ from t5x_lite.schedules import Schedule
 from t5x_lite.types import PyTree
 
 MOMENTS = ("float32", "bfloat16")
-Axes = PyTree  # a tree like the parameters', of tuples of logical axis names
+Names = tuple[str | None, ...]  # of the logical axes of one tensor
+Axes = PyTree  # a tree like the parameters', of such tuples
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +74,9 @@ class Adafactor:
     """Factored second moments, updates relative to the parameter's scale (Shazeer, Stern 2018).
 
     As T5 uses it (Raffel et al. 2020, §3.1.2): no momentum, decay 1 - step^-0.8, updates clipped
-    at RMS 1; `schedule` then is a relative step size.
+    at RMS 1; `schedule` then is a relative step size. Kernels of attention are factored as D ×
+    heads · head_dim. Other tensors of more than two axes, such as those of experts, are stacks of
+    the matrices of their two largest ones.
     """
 
     schedule: Schedule
@@ -96,7 +101,8 @@ class Adafactor:
         )
         decay = optax.add_decayed_weights(self.weight_decay, mask=decay_mask(self.decay, axes))
         rate = optax.scale_by_learning_rate(self.schedule)
-        rule = as_the_base(per_tensor(rule, axes), scales)
+        rule = per_tensor(lambda names: of_matrices(rule, names, self.min_factored), axes)
+        rule = as_the_base(rule, scales)
         return relaxed(optax.chain(*clip(self.clip_norm, scales), rule, decay, rate))
 
 
@@ -225,31 +231,75 @@ def decay_mask(pattern: str, axes: Axes) -> PyTree:
     )
 
 
-def per_tensor(rule: optax.GradientTransformation, axes: Axes) -> optax.GradientTransformation:
-    """Applies `rule` to each parameter alone, and to each layer of a stacked one.
+def per_tensor(
+    rule_of: Callable[[Names], optax.GradientTransformation], axes: Axes
+) -> optax.GradientTransformation:
+    """Applies a rule to each parameter alone, and to each layer of a stacked one.
 
     The state is a tree like the parameters', with the rule's state of each in its leaf's place.
+
+    Args:
+        rule_of: the rule of a tensor with these logical axes, "layers" not among them.
+        axes: the parameters' logical axes.
     """
-    stacked = jax.tree.map(lambda names: names[:1] == ("layers",), axes, is_leaf=_is_axes)
+    names, tree = jax.tree.flatten(axes, is_leaf=_is_axes)
+    rules = []
+    for own in names:
+        if own[:1] == ("layers",):
+            rule = rule_of(own[1:])
+            rules.append((jax.vmap(rule.init), jax.vmap(rule.update)))
+        else:
+            rules.append(rule_of(own))
 
     def init(params):
-        return jax.tree.map(
-            lambda many, param: (jax.vmap(rule.init) if many else rule.init)(param),
-            stacked,
-            params,
-        )
+        leaves = zip(rules, tree.flatten_up_to(params), strict=True)
+        return tree.unflatten([begin(param) for (begin, _), param in leaves])
 
     def update(gradients, state, params):
-        many, tree = jax.tree.flatten(stacked)
-        results = [
-            (jax.vmap(rule.update) if many else rule.update)(*leaf)
-            for many, *leaf in zip(
-                many, *map(tree.flatten_up_to, (gradients, state, params)), strict=True
-            )
-        ]
+        parts = map(tree.flatten_up_to, (gradients, state, params))
+        results = [go_on(*leaf) for (_, go_on), *leaf in zip(rules, *parts, strict=True)]
         return tuple(tree.unflatten(part) for part in zip(*results, strict=True))
 
     return optax.GradientTransformation(init, update)
+
+
+def of_matrices(
+    rule: optax.GradientTransformation, names: Names, least: int
+) -> optax.GradientTransformation:
+    """`rule`, of one tensor with these logical axes, where heads and their entries are one axis.
+
+    Only where the rule, which factors by two axes of `least` entries or more, does so in either
+    form: a tensor that it doesn't factor keeps its shape. Roots of mean squares are the same.
+    """
+
+    def shape_of(param):
+        matrix, _ = as_matrix(param.shape, names)
+        return matrix if is_factored(matrix) or is_factored(param.shape) else param.shape
+
+    def is_factored(shape):
+        return len(shape) > 1 and sorted(shape)[-2] >= least
+
+    def init(param):
+        return rule.init(param.reshape(shape_of(param)))
+
+    def update(gradient, state, param):
+        shape = shape_of(param)
+        found, state = rule.update(gradient.reshape(shape), state, param.reshape(shape))
+        return found.reshape(param.shape), state
+
+    return optax.GradientTransformation(init, update)
+
+
+def as_matrix(shape: Sequence[int], names: Names) -> tuple[tuple[int, ...], Names]:
+    """A tensor's shape and axes with heads and their entries as one axis, called as heads are.
+
+    Heads come first in it, so that an axis that is split by heads stays so.
+    """
+    for at, pair in enumerate(itertools.pairwise(names)):
+        if pair in (("heads", "head_dim"), ("kv_heads", "head_dim")):
+            merged = shape[at] * shape[at + 1]
+            return (*shape[:at], merged, *shape[at + 2 :]), (*names[: at + 1], *names[at + 2 :])
+    return tuple(shape), names
 
 
 def path_name(path: tuple) -> str:
@@ -261,7 +311,8 @@ def state_axes(state: PyTree, shapes: PyTree, axes: Axes) -> PyTree:
     """Logical axes of every leaf of an optimizer's state.
 
     A leaf belongs to the parameter whose path its own contains. It has that parameter's axes if it
-    has its shape, those that are left if it is one of Adafactor's factors, and none otherwise.
+    has its shape, or its shape as a matrix; those that are left of the matrix's if it is one of
+    Adafactor's factors; and none otherwise.
 
     Args:
         state: the state's shapes, by `jax.eval_shape`.
@@ -281,6 +332,9 @@ def state_axes(state: PyTree, shapes: PyTree, axes: Axes) -> PyTree:
         if not owners:
             return whole
         shape, axis_names = known[max(owners, key=len)]
+        if leaf.shape == shape:
+            return axis_names
+        shape, axis_names = as_matrix(shape, axis_names)
         if leaf.shape == shape:
             return axis_names
         factor = {"v_row": -1, "v_col": -2}.get(name.rsplit("/", 1)[-1])

@@ -5,6 +5,7 @@ import math
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 
 from t5x_lite import optim, schedules
@@ -20,19 +21,23 @@ AXES = {
     "layers": {
         "norm": {"scale": ("layers", "norm")},
         "query": {"kernel": ("layers", "embed", "heads", "head_dim")},
+        "result": {"kernel": ("layers", "heads", "head_dim", "embed")},
         "up": {"bias": ("layers", "mlp"), "kernel": ("layers", "embed", "mlp")},
     },
-    "cube": {"kernel": ("embed", "heads", "head_dim")},
+    "experts": {"kernel": ("expert", "embed", "mlp")},
+    "key": {"bias": ("kv_heads", "head_dim"), "kernel": ("embed", "kv_heads", "head_dim")},
     "out": {"kernel": ("mlp", "embed")},
 }
 SHAPES = {
     "embedder": {"embedding": (10, 6)},
     "layers": {
         "norm": {"scale": (LAYERS, 6)},
-        "query": {"kernel": (LAYERS, 6, 4, 5)},
+        "query": {"kernel": (LAYERS, 6, 2, 3)},
+        "result": {"kernel": (LAYERS, 2, 3, 6)},
         "up": {"bias": (LAYERS, 6), "kernel": (LAYERS, 6, 6)},
     },
-    "cube": {"kernel": (5, 5, 5)},
+    "experts": {"kernel": (5, 5, 5)},
+    "key": {"bias": (4, 4), "kernel": (5, 5, 5)},
     "out": {"kernel": (3, 6)},
 }
 RATE = schedules.linear(0.1, STEPS)
@@ -135,11 +140,21 @@ def root_mean_square(x):
     return np.sqrt(np.mean(x**2))
 
 
+def by_heads(name, x):
+    """A layer's tensor with the axis of heads and that of their entries as one."""
+    names = [axis for axis in OWNERS[name.split("@")[0]] if axis != "layers"]
+    if "head_dim" not in names:
+        return x
+    at = names.index("head_dim")
+    return x.reshape(*x.shape[: at - 1], -1, *x.shape[at + 1 :])
+
+
 @pytest.mark.parametrize("decay", [0.0, 0.1])
 def test_adafactor_follows_its_paper(decay):
     """Shazeer and Stern 2018, algorithms 4 (matrices) and 5 (vectors), hyperparameters of 6.
 
-    A tensor of more axes is a stack of the matrices of its two largest ones.
+    Heads and their entries are one axis. A tensor of more axes than two is a stack of the matrices
+    of its two largest ones.
     """
     moments, clipped = {}, set()
 
@@ -147,6 +162,7 @@ def test_adafactor_follows_its_paper(decay):
     def update(name, x, g, t):
         beta = 1 - t**-0.8
         alpha = max(1e-3, root_mean_square(x)) * RATES[t - 1]
+        tensor, (x, g) = x.shape, (by_heads(name, each) for each in (x, g))
         square = g**2 + 1e-30
         if x.ndim > 1 and sorted(x.shape)[-2] >= 4:
             second, first = np.argsort(x.shape)[-2:]
@@ -161,11 +177,52 @@ def test_adafactor_follows_its_paper(decay):
         if root_mean_square(u) > 1.1:
             clipped.add((t, x.ndim))
         u = u / max(1, root_mean_square(u) / 1.0)
-        return x - alpha * u - RATES[t - 1] * decay * decays(name) * x
+        return (x - alpha * u - RATES[t - 1] * decay * decays(name) * x).reshape(tensor)
 
     history, _ = run(optim.Adafactor(RATE, min_factored=4, weight_decay=decay))
     assert_follows(history, update)
     assert {(2, 1), (2, 2), (3, 3)} <= clipped
+
+
+@pytest.mark.parametrize(("heads", "entries"), [(2, 3), (12, 11)])
+@pytest.mark.parametrize("first", [True, False])
+def test_adafactor_of_a_kernel_is_optax_s_of_its_matrix(heads, entries, first):
+    """Attention's kernels against a chain that we had no hand in, on what they multiply by."""
+    width, least = 7, 4
+    names = ("heads", "head_dim"), (heads, entries)
+    axes, shape = ((*part, end) if first else (end, *part)
+                   for part, end in zip(names, ("embed", width), strict=True))  # fmt: skip
+    matrix = (heads * entries, width) if first else (width, heads * entries)
+    ours = optim.Adafactor(RATE, min_factored=least).build({"kernel": axes})
+    theirs = optax.adafactor(RATE, min_dim_size_to_factor=least, multiply_by_parameter_scale=True,
+                             clipping_threshold=1.0, momentum=None)  # fmt: skip
+    rng = np.random.default_rng(0)
+    params = [{"kernel": jnp.asarray(rng.standard_normal(shape, np.float32))}]
+    params += [{"kernel": params[0]["kernel"].reshape(matrix)}]
+    states = [rule.init(each) for rule, each in zip((ours, theirs), params, strict=True)]
+    for scale in (0.1, 1.0, 10.0):
+        gradient = jnp.asarray(scale * rng.standard_normal(shape, np.float32))
+        for at, (rule, size) in enumerate(((ours, shape), (theirs, matrix))):
+            step, states[at] = jax.jit(rule.update)(
+                {"kernel": gradient.reshape(size)}, states[at], params[at]
+            )
+            params[at] = jax.tree.map(jnp.add, params[at], step)
+    found, expected = (each["kernel"].reshape(matrix) for each in params)
+    np.testing.assert_allclose(found, expected, rtol=1e-5)
+    sizes = [sum(leaf.size for leaf in jax.tree.leaves(state)) for state in states]
+    assert sizes[0] <= sizes[1]
+
+
+def test_what_is_not_factored_keeps_its_shape():
+    state = named_state(optim.Adafactor(RATE, min_factored=16))
+    assert state["0/key/kernel/0/v"] == ((5, 5, 5), ("embed", "kv_heads", "head_dim"))
+    state = named_state(optim.Adafactor(RATE, min_factored=4))
+    assert state["0/key/bias/0/v"] == ((16,), ("kv_heads",))  # a vector, however it lies
+    assert state["0/layers/result/kernel/0/v_row"] == ((LAYERS, 6), ("layers", "heads"))
+    assert state["0/layers/result/kernel/0/v_col"] == ((LAYERS, 6), ("layers", "embed"))
+    assert state["0/layers/query/kernel/0/v_row"] == ((LAYERS, 6), ("layers", "embed"))
+    assert state["0/layers/query/kernel/0/v_col"] == ((LAYERS, 6), ("layers", "heads"))
+    assert state["0/key/kernel/0/v_col"] == ((25,), ("kv_heads",))
 
 
 def test_clipping_is_by_the_norm_of_all_gradients_together():
@@ -257,11 +314,15 @@ def test_factors_have_the_axes_that_they_vary_along(place):
         path: value for path, value in flat(state).items()
         if path.endswith(("v_row", "v_col")) and value.shape[-1] > 1
     }  # fmt: skip
-    assert len(factors) == 2 * 4  # not of the norm, the bias, and `out`, whose rows are too few
+    assert len(factors) == 2 * 6  # not of the norm, biases, and `out`, whose rows are too few
     for path, value in factors.items():
         names = named[path][1]
-        assert len(names) == len(owner(path)) - 1, path
+        one = [name for name in owner(path) if name != "head_dim"]  # within the axis of heads
+        assert len(names) == len(one) - 1, path
         varying = {
             name for axis, name in enumerate(names) if np.any(np.diff(value, axis=axis) > 0.1)
         }
-        assert varying == {sloped(owner(path))} & set(names), path
+        slope_of = sloped(owner(path))
+        if slope_of == "head_dim":
+            slope_of = next(name for name in one if name.endswith("heads"))
+        assert varying == {slope_of} & set(names), path

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 
 from t5x_lite import distributed
-from t5x_lite.checkpoint import Checkpointer
+from t5x_lite.checkpoint import Checkpointer, Restored
 from t5x_lite.data.pipeline import Batches, Origin
 from t5x_lite.data.tasks import Trainable
 from t5x_lite.errors import UserError
@@ -16,10 +16,10 @@ from t5x_lite.nn import parameters
 from t5x_lite.nn.config import ModelConfig
 from t5x_lite.optim import MuP, Optimizer
 from t5x_lite.partitioning import MeshConfig, Sharding
-from t5x_lite.tensors import flatten, signature, unflatten
+from t5x_lite.tensors import difference, flatten, signature, unflatten
 from t5x_lite.train.identity import differences_of, model_identity, require_same, shown
 from t5x_lite.train.state import TrainState, from_tree, init_state, state_shardings, stored_shapes
-from t5x_lite.types import Params
+from t5x_lite.types import Params, PyTree
 
 FOLDER = "checkpoints"
 
@@ -40,7 +40,7 @@ def restore_or_init(
     """
     shapes, shardings = state_shardings(model, optimizer, sharding, ema)
     if init_from is None:
-        restored = checkpoints.restore(stored_shapes(model, optimizer, sharding, ema))
+        restored = _restored(checkpoints, stored_shapes(model, optimizer, sharding, ema))
         if restored is not None:
             state = from_tree(restored.tree, shapes)
             return jax.device_put(state, shardings)
@@ -56,6 +56,29 @@ def restore_or_init(
         average = jax.tree.map(jax.numpy.copy, params) if ema else {}
         state = state.replace(params=params, ema=average)
     return state
+
+
+def _restored(checkpoints: Checkpointer, like: PyTree) -> Restored | None:
+    """The newest good checkpoint; of one whose optimizer alone is another, what to do about it."""
+    try:
+        return checkpoints.restore(like)
+    except UserError:
+        there, wanted = checkpoints.read_signatures(), flatten(like)
+        both = there, wanted
+        state, wanted_state = (
+            {path: leaf for path, leaf in each.items() if "opt_state/" in path} for each in both
+        )
+        other = state.keys() | wanted_state.keys()
+        rest = [{path: each[path] for path in each.keys() - other} for each in both]
+        if difference(*rest, partial=False) or not difference(state, wanted_state, partial=False):
+            raise
+        first = difference(state, wanted_state, partial=False).split(", opt_state/")[0]
+        directory = checkpoints.directory
+        raise UserError(
+            f"{directory} holds another optimizer's state, or an earlier version's ({first}): "
+            f"train as it was, or from its parameters into another --model_dir with "
+            f"--gin.INIT_FROM=\"'{directory.parent}'\"."
+        ) from None
 
 
 def _begun_with(fresh: Params, model: ModelConfig, model_dir: str, sharding: Sharding) -> Params:

@@ -129,6 +129,11 @@ def assert_split(state, family, table, name):
     }
     if name == "adafactor":
         expected |= {f"{up}/.*v_row": (layers, width), f"{up}/.*v_col": (layers, units)}
+        heads = over("tp", "tensor", 4 * 8)  # 4 heads of 8: one axis, split by heads
+        expected |= {"attention/query/kernel/.*v_row": (layers, width),
+                     "attention/query/kernel/.*v_col": (layers, heads),
+                     "attention/out/kernel/.*v_row": (layers, heads),
+                     "attention/out/kernel/.*v_col": (layers, width)}  # fmt: skip
     held = {
         optim.path_name(path): {shard.data.shape for shard in leaf.addressable_shards}
         for path, leaf in jax.tree_util.tree_leaves_with_path(state)

@@ -3,13 +3,16 @@
 import functools
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from t5x_lite import optim, schedules
+from t5x_lite.checkpoint import Checkpointer
 from t5x_lite.errors import UserError
 from t5x_lite.nn import parameters
 from t5x_lite.partitioning import MeshConfig, Sharding
+from t5x_lite.train.restore import restore_or_init
 from t5x_lite.train.state import (
     from_tree,
     init_state,
@@ -135,3 +138,29 @@ def test_paths_are_the_documented_ones(tiny, sharding):
     }  # fmt: skip
     assert not [path for path in paths if "layers_" in path]
     assert not [path for path in paths if path.startswith(("frozen", "buffers"))]
+
+
+def test_another_optimizer_s_state_is_one_line_that_names_what_to_do(tiny, sharding, tmp_path):
+    """As before kernels of heads were factored as matrices: each head had its own factors."""
+    config, run = tiny("t5"), tmp_path / "old" / "checkpoints"
+    shapes = stored_shapes(config, OPTIMIZERS["adafactor"], sharding)
+    kernel = "opt_state/0/decoder/layers/attention/query/kernel/0"
+
+    def older(path, leaf):
+        shape = (2, 4, 32) if optim.path_name(path) == f"{kernel}/v_row" else leaf.shape
+        return jnp.zeros(shape, leaf.dtype)
+
+    with Checkpointer(run) as checkpoints:
+        checkpoints.save(1, jax.tree_util.tree_map_with_path(older, shapes), {})
+        checkpoints.wait()
+        options = (config, OPTIMIZERS["adafactor"], sharding, 0, False)
+        with pytest.raises(UserError) as error:
+            restore_or_init(checkpoints, *options)
+        text = str(error.value)
+        assert f"{kernel}/v_row is float32[2, 4, 32] in the checkpoint and float32[2, 32]" in text
+        assert f"--gin.INIT_FROM=\"'{tmp_path / 'old'}'\"" in text
+        assert "\n" not in text
+        # Where the model differs too, that is what matters.
+        other = (tiny("llama"), *options[1:])
+        with pytest.raises(UserError, match="no usable checkpoint"):
+            restore_or_init(checkpoints, *other)
