@@ -357,7 +357,7 @@ def _add_fit(verbs: Any) -> None:
         description="Fits Chinchilla's, Kaplan's and other laws to runs of several sizes, by every "
         "method that the points allow, and writes all numbers to OUT/fit.json. --n, --d, --c and "
         "--loss say which column holds what, or how it follows from columns: 'tokens * 1e9', "
-        "'log(ppl)'; two of N, D and C suffice, with C = 6ND.",
+        "'log(ppl)'; two of N, D and C suffice, with C = 6ND, and one for Kaplan's law of it.",
         epilog="example:\n  t5x_lite fit runs.csv --n params --d tokens --out fits/runs",
     )
     add = verb.add_argument

@@ -18,13 +18,13 @@ _QUANTITIES = {
 _SMALL = 0.005  # a bias that nobody needs to hear of
 
 
-def compare(methods: Mapping[str, Mapping[str, Any]], columns: Columns, flops: float):
+def compare(methods: Mapping[str, Mapping[str, Any]], columns: Columns, flops: float | None):
     """The methods' optima at one C, the largest over the smallest of each, and remarks.
 
     Args:
       methods: of fit.json, with their "optimum".
       columns: the points that approach 2 was fitted to.
-      flops: k of C = k·N·D.
+      flops: k of C = k·N·D, if all three are known.
     """
     best = {name: method["optimum"] for name, method in methods.items() if "optimum" in method}
     if not best:

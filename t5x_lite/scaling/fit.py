@@ -59,11 +59,12 @@ def fit(
       UserError: too few points for any method, or a target too far away.
     """
     columns = points.columns
-    largest = float(columns["c"].max())
+    largest = float(columns["c"].max()) if "c" in columns else None
     _check_numbers(columns, delta, bootstraps, target_unique, chance)
+    _check_known_sizes(columns, target, holdout)
     if target is not None:
         _check_distance(target, largest, force)
-    flops = float(np.exp(np.mean(np.log(columns["c"] / (columns["n"] * columns["d"])))))
+    flops = _flops_of(columns)
     draws = _draws(columns, bootstraps, seed, delta, noise, starts)
     plans = methods.plans(columns, points.curves, draws, flops, target_unique)
     _check_known(only, [*plans, *(["downstream"] if "accuracy" in columns else [])])
@@ -80,7 +81,7 @@ def fit(
     if draws.noise is not None:
         result["noise"] = _noise_found(columns, noise)
     at = largest if target is None else target
-    budgets = optimum.budgets_for(columns["c"], target)
+    budgets = None if largest is None else optimum.budgets_for(columns["c"], target)
     estimates: dict[str, Estimate] = {}
     for name, plan in plans.items():
         if only and name not in only:
@@ -157,6 +158,13 @@ def _noise_found(columns, noise):
         "runs": len(deviations),
         "log_loss": float(np.sqrt(np.mean(deviations**2))),
     }
+
+
+def _flops_of(columns):
+    """k of C = k·N·D; None where not all three are known."""
+    if not {"n", "d", "c"} <= columns.keys():
+        return None
+    return float(np.exp(np.mean(np.log(columns["c"] / (columns["n"] * columns["d"])))))
 
 
 def _check_known(only, known):
@@ -258,6 +266,22 @@ def _check_numbers(columns, delta, bootstraps, target_unique, chance) -> None:
         raise UserError(f"target_unique={target_unique} must be a positive number of tokens.")
     if chance is not None and "accuracy" not in columns:
         raise UserError("a chance needs accuracies: --accuracy.")
+
+
+def _check_known_sizes(columns, target, holdout) -> None:
+    known = [column.upper() for column in "ndc" if column in columns]
+    if not known:
+        raise UserError("points need N, D or C beside their loss.")
+    if target is not None and "C" not in known:
+        raise UserError(
+            f"a target is in FLOPs, and of the runs {known[0]} alone is known: name one more "
+            f"column by {methods.absent(columns)}."
+        )
+    if holdout and len(known) == 1:
+        raise UserError(
+            f"no law of {known[0]} alone is tried on budgets that are held out: name one more "
+            f"column by {methods.absent(columns)}, or leave --holdout out."
+        )
 
 
 def _check_distance(target: float, largest: float, force: bool) -> None:

@@ -88,6 +88,11 @@ def lowest(columns: Columns, column: str) -> np.ndarray:
 def held_back(columns: Columns, column: str) -> str:
     """Why a power of N or D alone says little here: its best runs still gain from the other."""
     other = "d" if column == "n" else "n"
+    if other not in columns:
+        return (
+            f"the runs' {_OTHER[column]} aren't known, so nothing tells whether they hold the best "
+            f"of them back"
+        )
     gains = []
     for row in lowest(columns, column):
         same = np.abs(columns[column] / columns[column][row] - 1) < 1e-6

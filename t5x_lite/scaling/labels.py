@@ -2,7 +2,7 @@
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 METHODS = {
     "approach_1": "approach 1 (envelope)",
@@ -96,6 +96,14 @@ def beside(found: dict, digits: int = 3) -> str:
     if min(bounds) < 0.01 * abs(value) or max(bounds) > 100 * abs(value):
         return f"{text} ({interval(bounds, digits)})"
     return f"{text} ({interval([bound / power for bound in bounds], digits)})"
+
+
+def by_reason(refused: Mapping[str, str]) -> dict[str, list[str]]:
+    """Each reason, once, with the methods that weren't fitted for it."""
+    found: dict[str, list[str]] = {}
+    for name, why in refused.items():
+        found.setdefault(why, []).append(name)
+    return found
 
 
 def prose(text: str) -> str:

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from t5x_lite.errors import UserError
 from t5x_lite.scaling import (
     constrained,
     curved,
@@ -105,18 +106,44 @@ def plans(
     columns: Columns,
     curves: Columns | None,
     draws: Draws,
-    flops: float,
+    flops: float | None,
     unique: float | None = None,
 ) -> dict[str, Callable[[], Estimate]]:
-    """Every method that may apply, by name.
+    """Every method that may apply, by name; it raises a UserError where it can't be fitted.
 
     Args:
       columns: finished runs.
       curves: rows of their training curves.
       draws: for the intervals.
-      flops: k of C = k·N·D.
+      flops: k of C = k·N·D; None where not all three are known.
       unique: tokens that differ at the target, of the law of repeated ones.
     """
+    every = _plans(columns, curves, draws, flops, unique)
+    return {name: _unless_lacking(name, columns, plan) for name, plan in every.items()}
+
+
+def _unless_lacking(name, columns, plan):
+    """`plan`, or what says which of N, D and C it lacks."""
+    alone = {"kaplan_n": ("n",), "kaplan_d": ("d",), "kaplan_c": ("c",)}
+    needs = alone.get(name.removesuffix("_floor"), ("n", "d"))
+    lacks = [column.upper() for column in needs if column not in columns]
+    if not lacks:
+        return plan
+
+    def refuse():
+        raise UserError(
+            f"no {' and no '.join(lacks)} is known: name one more column by {absent(columns)}."
+        )
+
+    return refuse
+
+
+def absent(columns: Columns) -> str:
+    """Options that name what the runs lack of N, D and C: "--d or --c"."""
+    return " or ".join(f"--{column}" for column in "ndc" if column not in columns)
+
+
+def _plans(columns, curves, draws, flops, unique):
     found: dict[str, Callable[[], Estimate]] = {}
     for name, fit in surfaces(columns).items():
         found[name] = functools.partial(_surface, name, fit, columns, draws, flops, unique)
@@ -214,7 +241,9 @@ def _of_one(columns, fresh, column, floor, draws):
     found["rows"] = (rows if fresh is None else fresh[rows]).tolist()
     if column != "c" and (caveat := kaplan.held_back(columns, column)):
         found["caveat"] = caveat
-    return Estimate(found, _draws(fitted), None, fitted.law, rows if fresh is None else fresh[rows])
+    along = optimum.of_compute(fitted.law) if column == "c" else None
+    rows = rows if fresh is None else fresh[rows]
+    return Estimate(found, _draws(fitted), along, fitted.law, rows)
 
 
 # --- intervals -----------------------------------------------------------------------------------

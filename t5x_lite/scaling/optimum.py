@@ -13,7 +13,7 @@ from t5x_lite.scaling.laws import Predicts
 from t5x_lite.scaling.points import FLOPS
 
 Parameters = dict[str, np.ndarray]  # name to values, [M, 1]
-# Of parameters and FLOPs, [C]: "n", "d" and maybe "loss", [M, C] each.
+# Of parameters and FLOPs, [C]: "n" and "d", "loss", or all three, [M, C] each.
 Along = Callable[[Parameters, np.ndarray], dict[str, np.ndarray]]
 
 
@@ -73,6 +73,11 @@ def of_law(law: Predicts, flops: float, unique: float | None = None) -> Along:
         return {"n": n, "d": d, "loss": law.predict(p, columns)}
 
     return along
+
+
+def of_compute(law: Predicts) -> Along:
+    """The lowest loss by a law of C alone, which knows no sizes."""
+    return lambda p, c: {"loss": law.predict(p, {"c": c})}
 
 
 def of_powers(flops: float) -> Along:

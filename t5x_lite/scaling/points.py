@@ -1,4 +1,4 @@
-"""Measured points of a scaling law: read from CSV or JSON, checked, any two of N, D, C given."""
+"""Measured points of a scaling law: read from CSV or JSON, checked, completed by C = 6ND."""
 
 import csv
 import dataclasses
@@ -23,9 +23,10 @@ class Points:
     """Finished runs.
 
     Attributes:
-      columns: "n" parameters, "d" tokens, "c" FLOPs, "loss" in nats; and where they are known
-        "density", the share of weights that aren't zero, which "n" then counts alone; "unique"
-        tokens; "accuracy", NaN where it wasn't measured; "seed", a number for each.
+      columns: "n" parameters, "d" tokens, "c" FLOPs, or one of them alone; "loss" in nats; and
+        where they are known "density", the share of weights that aren't zero, which "n" then
+        counts alone; "unique" tokens; "accuracy", NaN where it wasn't measured; "seed", a number
+        for each.
       unfinished: rows, or runs of several rows, that were left out because they had not ended.
       dropped: rows that were left out for their high loss, as asked.
       curves: of runs of several rows, all rows' "n", "d", "c", "loss" and "run", a number for each.
@@ -61,7 +62,7 @@ def read(
 
     Args:
       path: .csv, .tsv, .jsonl or .json, a list of objects.
-      n: parameters. Two of N, D and C suffice, with C = 6ND.
+      n: parameters. Two of N, D and C give the third by C = 6ND; one alone stays alone.
       d: training tokens.
       c: training FLOPs.
       loss: the last loss, nats.
@@ -82,8 +83,7 @@ def read(
     names = {"n": n, "d": d, "c": c, "loss": loss, "density": sparsity, "unique": unique,
              "accuracy": accuracy, "run": run, "seed": seed_column, "final": final}  # fmt: skip
     wanted = {key: name for key, name in names.items() if name is not None}
-    if len({"n", "d", "c"} & wanted.keys()) < 2:
-        raise UserError("two of N, D and C are needed: name their columns by --n, --d and --c.")
+    _check_sizes(wanted)
     rows = _values(Path(path), wanted, where)
     if final is None:
         last = np.ones(len(rows), bool)
@@ -103,13 +103,32 @@ def read(
     curves = None
     if run is not None:
         whole = np.isin(columns["run"], columns["run"][ended])
-        curves = {key: columns[key][whole] for key in ("n", "d", "c", "loss", "run")}
+        kept = columns.keys() & {"n", "d", "c", "loss", "run"}
+        curves = {key: columns[key][whole] for key in kept}
         del columns["run"]
     columns = {key: values[ended] for key, values in columns.items()}
     _check_once(columns, path)
     keep = np.argsort(np.argsort(-columns["loss"], kind="stable"), kind="stable") >= drop_highest
     columns = {key: values[keep] for key, values in columns.items()}
     return Points(columns, unfinished, int(np.sum(~keep)), curves)
+
+
+def _check_sizes(wanted: Mapping[str, str]) -> None:
+    """One of N, D and C is enough for a law of it alone, but not for every other column."""
+    known = {"n", "d", "c"} & wanted.keys()
+    if not known:
+        raise UserError(
+            "no N, D or C: name their columns by --n, --d and --c; two suffice for every law, one "
+            "for Kaplan's power of it."
+        )
+    if len(known) > 1:  # which give the third
+        return
+    if "density" in wanted and known != {"n"}:
+        raise UserError("--sparsity is of N, which isn't known: name its column by --n.")
+    if "unique" in wanted and known != {"d"}:
+        raise UserError("--unique is of D, which isn't known: name its column by --d.")
+    if "run" in wanted and known == {"n"}:
+        raise UserError("--run needs what grows along a run: name the column of D or C.")
 
 
 def _values(path: Path, wanted: Mapping[str, str], where: str | None) -> list[dict[str, Any]]:
@@ -234,8 +253,10 @@ def _number(value: Any, where: str, key: str, name: str) -> float:
 
 
 def _completed(columns, flops, path):
-    """All of N, D and C. Of sparse runs N becomes the weights that aren't zero."""
-    if "c" not in columns:
+    """All of N, D and C, or one. Of sparse runs N becomes the weights that aren't zero."""
+    if len({"n", "d", "c"} & columns.keys()) == 1:
+        pass
+    elif "c" not in columns:
         columns["c"] = FLOPS * columns["n"] * columns["d"]
     elif "d" not in columns:
         columns["d"] = columns["c"] / (FLOPS * columns["n"])
@@ -259,6 +280,8 @@ def _completed(columns, flops, path):
 
 def _check_once(columns, path):
     """Equal sizes and losses are one run given twice; so are equal sizes and seeds."""
+    if len({"n", "d", "c"} & columns.keys()) == 1:
+        return  # runs of one N may differ in D
     sizes = [values for key, values in columns.items() if key not in ("loss", "accuracy")]
     if "seed" not in columns:
         sizes.append(columns["loss"])

@@ -22,6 +22,7 @@ import numpy as np
 
 from t5x_lite.errors import UserError
 from t5x_lite.scaling import drawing, figures, labels
+from t5x_lite.scaling.pictures.parts import Picture
 from t5x_lite.scaling.points import Points
 
 
@@ -133,7 +134,7 @@ def _png(figure) -> bytes:
     return buffer.getvalue()
 
 
-def _svg(picture: figures.Picture) -> str:
+def _svg(picture: Picture) -> str:
     """The picture as part of a page: no ids but its own, and the page's ink."""
     buffer = io.StringIO()
     picture.figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
@@ -173,6 +174,7 @@ def _lead(result, points, shown):
         f"{labels.short(points.columns[name].min())} to {labels.short(points.columns[name].max())} "
         f"{unit}"
         for name, unit in (("c", "FLOPs"), ("n", "parameters"), ("d", "tokens"))
+        if name in points.columns
     ]
     files = ["fit.json", "numbers.csv", "points.csv", *(f"{p.name}.png" for p, _ in shown)]
     links = "".join(f'<a href="{name}">{name}</a> ' for name in files)
@@ -225,7 +227,7 @@ def _warnings(result):
     comparison = result.get("comparison") or {}
     warnings = []
     target = comparison.get("c", 0.0)
-    if target > result["largest_c"]:
+    if target and target > result["largest_c"]:
         warnings.append(
             f"{labels.short(target)} FLOPs are {labels.short(target / result['largest_c'])} times "
             "the largest fitted run: what is said of them is an extrapolation, and its intervals "
@@ -315,9 +317,9 @@ def _frontier(result):
     name, frontier = next(known, (None, None))
     if frontier is None:
         return ""
+    what = "Best size and tokens" if "n" in frontier else "Lowest loss"
     return (
-        f"<h2>Best size and tokens, by {labels.method(name)}</h2>"
-        f"{_frontier_table(frontier, result['largest_c'])}"
+        f"<h2>{what}, by {labels.method(name)}</h2>{_frontier_table(frontier, result['largest_c'])}"
     )
 
 
@@ -379,7 +381,10 @@ def _drawn(shown):
 
 def _refused(result):
     every = {**result["refused"], **(result.get("validation") or {}).get("refused", {})}
-    refused = [[labels.method(name), _maths(labels.prose(why))] for name, why in every.items()]
+    refused = [
+        [", ".join(map(labels.method, names)), _maths(labels.prose(why))]
+        for why, names in labels.by_reason(every).items()
+    ]
     for name, method in result["methods"].items():
         reasons: dict[str, int] = {}
         for budget in method.get("budgets", []):

@@ -94,5 +94,5 @@ def _remarks(result, parts) -> Iterator[str]:
             yield f"{method}: {name} is not identified: {why}."
         if "caveat" in found:
             yield f"{method}: {found['caveat']}."
-    for method, why in result["refused"].items():
-        yield f"{method} was not fitted: {why}"
+    for why, methods in labels.by_reason(result["refused"]).items():
+        yield f"{', '.join(methods)} {'was' if len(methods) == 1 else 'were'} not fitted: {why}"

@@ -89,3 +89,72 @@ def test_the_optimum_follows_how_the_runs_count_flops():
     assert best["n"]["value"] * best["d"]["value"] == pytest.approx(1e21 / 8)
     one = {name: np.array([value]) for name, value in true.items()}
     assert best["n"]["value"] == pytest.approx(optimum.best_size(one, 1e21 * 6 / 8)[0], rel=1e-6)
+
+
+@pytest.mark.parametrize("column", ["n", "d", "c"])
+def test_one_column_alone_gives_its_own_laws_and_the_others_say_what_they_lack(column):
+    alpha, critical = ONE[column]
+    whole = grid()
+    whole["loss"] = (critical / whole[column]) ** alpha
+    alone = Points({name: whole[name] for name in (column, "loss")})
+    result = fit.fit(alone, bootstraps=8)
+    assert result["methods"].keys() == {f"kaplan_{column}", f"kaplan_{column}_floor"}
+    found = result["methods"][f"kaplan_{column}"]["parameters"]
+    assert found["alpha"]["value"] == pytest.approx(alpha, rel=1e-6)
+    assert found[f"{column.upper()}_c"]["value"] == pytest.approx(critical, rel=1e-5)
+    every = fit.fit(Points(whole), bootstraps=0)
+    there = every["methods"].keys() | every["refused"].keys() - {"validation"}
+    assert result["methods"].keys() | result["refused"].keys() == there
+    lacks = {name: set(why.split(" is known")[0].replace("no ", "").split(" and "))
+             for name, why in result["refused"].items()}  # fmt: skip
+    assert lacks["approach_3"] == lacks["approach_2_akima"] == {"N", "D"} - {column.upper()}
+    assert all(lacks[f"kaplan_{other}"] == {other.upper()} for other in {*"ndc"} - {column})
+    assert all(f"--{column}" not in why for why in result["refused"].values())
+    assert ("caveat" in result["methods"][f"kaplan_{column}"]) == (column != "c")
+
+
+def test_compute_alone_predicts_the_loss_of_a_target():
+    c = np.geomspace(1e18, 1e21, 9)
+    columns = {"c": c, "loss": 1.8 + 1e3 * c**-0.16}
+    noise = np.exp(0.001 * np.random.default_rng(0).standard_normal(9))
+    columns["loss"] = columns["loss"] * noise
+    result = fit.fit(Points(columns), bootstraps=60, target=1e22)
+    best = result["methods"]["kaplan_c_floor"]["optimum"]
+    assert best.keys() == {"c", "loss"}
+    low, high = best["loss"]["interval"]
+    assert low < 1.8 + 1e3 * 1e22**-0.16 < high
+    assert high - low < 0.1
+    assert result["comparison"]["methods"].keys() == {"kaplan_c", "kaplan_c_floor"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"target": 1e20}, r"in FLOPs, and of the runs N alone is known: .* --d or --c"),
+        ({"holdout": 1}, r"no law of N alone is tried"),
+        ({"only": ["approach_3"]}, r"no D is known: name one more column by --d or --c"),
+    ],
+)
+def test_what_one_column_cannot_say(options, message):
+    n = np.geomspace(1e7, 1e9, 6)
+    with pytest.raises(UserError, match=message):
+        fit.fit(Points({"n": n, "loss": 20 * n**-0.1}), bootstraps=0, **options)
+    with pytest.raises(UserError, match="need N, D or C"):
+        fit.fit(Points({"loss": n}), bootstraps=0)
+
+
+def test_a_table_of_sizes_and_losses_is_fitted_by_the_verb(tmp_path, capsys):
+    from t5x_lite import cli
+
+    rows = [f"{n:g},{20 * n**-0.1}" for n in np.geomspace(1e7, 1e9, 6)]
+    path = tmp_path / "a.csv"
+    path.write_text("\n".join(["size,loss,wins", *(f"{row},{0.3 + i / 20}"
+                    for i, row in enumerate([rows[0], *rows]))]))  # fmt: skip
+    out = tmp_path / "out"
+    argv = ["fit", str(path), "--n", "size", "--accuracy", "wins", "--bootstraps", "5"]
+    assert cli.main([*argv, "--out", str(out)]) == 0  # two runs of a size may have equal losses
+    said = " ".join(capsys.readouterr().out.split())
+    assert "approach_3, approach_3_tied" in said
+    assert said.count("no D is known") == 1
+    assert {path.stem for path in out.glob("*.png")} == {"kaplan", "downstream"}
+    assert (out / "report.html").read_text().count("no D is known") == 1

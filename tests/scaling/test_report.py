@@ -13,7 +13,17 @@ import numpy as np
 import pytest
 
 from t5x_lite.errors import UserError
-from t5x_lite.scaling import drawing, figures, fit, labels, laws, optimum, report
+from t5x_lite.scaling import (
+    constrained,
+    drawing,
+    figures,
+    fit,
+    labels,
+    laws,
+    optimum,
+    report,
+)
+from t5x_lite.scaling.pictures import budgets
 from t5x_lite.scaling.points import Points
 
 TRUE = {"A": 406.4, "B": 410.7, "E": 1.69, "alpha": 0.34, "beta": 0.28}
@@ -21,6 +31,7 @@ METHODS = (
     *("approach_3", "approach_2_parabola", "approach_2_akima", "approach_1", "kaplan_c_floor"),
     "downstream",
 )
+OF_OTHER_LAWS = {"residuals", "sparse", "repeated"}
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +164,7 @@ def test_the_runs_are_in_a_table_with_their_predictions(fitted, folder):
 
 
 def test_every_picture_is_drawn(folder):
-    assert {path.stem for path in folder.glob("*.png")} == set(figures.PICTURES) - {"residuals"}
+    assert {path.stem for path in folder.glob("*.png")} == set(figures.PICTURES) - OF_OTHER_LAWS
     for path in folder.glob("*.png"):
         pixels = matplotlib.image.imread(path)[:, :, :3]
         assert len(np.unique(pixels[::3, ::3] @ [1, 1e-3, 1e-6])) > 30, path.name
@@ -189,6 +200,67 @@ def test_sparse_models_have_residuals_in_place_of_a_surface():
         pictures = list(figures.draw(result, points))
     assert [picture.name for picture in pictures] == ["compute", "residuals", "predicted"]
     test_labels_do_not_overlap(pictures)
+
+
+def lines_of(axes):
+    """Full lines of an axes, as functions of x."""
+    return [
+        lambda x, line=line: np.interp(np.log(x), np.log(line.get_xdata()), line.get_ydata())
+        for line in axes.lines
+        if line.get_linestyle() == "-"
+    ]
+
+
+def drawn(name, law, true, columns):
+    """The picture of a method that has found the true law."""
+    loss = law.predict(true, columns)
+    points = Points({**columns, "c": 6 * columns["n"] * columns["d"], "loss": loss})
+    parameters = {key: {"value": value} for key, value in true.items()}
+    method = {"law": law.name, "parameters": parameters, "predicted": loss.tolist()}
+    result = {"largest_c": float(points.columns["c"].max()), "methods": {name: method}}
+    with matplotlib.rc_context(drawing.LOOK):
+        pictures = {picture.name: picture for picture in figures.draw(result, points)}
+    test_labels_do_not_overlap(pictures.values())
+    return pictures, loss
+
+
+@pytest.mark.parametrize("counts_zeros", [True, False])
+def test_loss_against_sparsity_has_a_line_through_the_runs_of_each_size(counts_zeros):
+    size, d, density = (a.ravel() for a in np.meshgrid([1e7, 1e8], [1e9, 4e9], [1, 0.5, 0.1]))
+    n = size * density if counts_zeros else size
+    columns = {"n": n, "d": d, "density": density}
+    true = {"a_S": 20.0, "c_S": 60.0, "a_D": 300.0, "c": 1.5, "b_S": 0.6, "b_N": 0.25, "b_D": 0.3}
+    pictures, loss = drawn("sparse", laws.SPARSE, true, columns)
+    picture = pictures["sparse"]
+    for axes, tokens in zip(picture.figure.axes, (1e9, 4e9), strict=False):
+        lines = lines_of(axes)
+        assert len(lines) == 2
+        for line, each in zip(lines, (1e7, 1e8), strict=True):
+            rows = (d == tokens) & (size == each)
+            np.testing.assert_allclose(line(density[rows]), loss[rows], rtol=1e-4)
+        assert axes.xaxis_inverted()
+        dots = axes.collections[0].get_offsets()
+        np.testing.assert_allclose(sorted(dots[:, 1]), sorted(loss[d == tokens]))
+    assert ("weights in all" in picture.caption) == counts_zeros
+
+
+def test_loss_against_repetitions_leaves_that_of_fresh_tokens():
+    n, unique, reads = (a.ravel() for a in np.meshgrid([1e8, 1e9], [1e8, 1e9], [1, 4, 40]))
+    columns = {"n": n, "unique": unique, "d": unique * reads}
+    true = {"A": 400.0, "B": 400.0, "E": 1.7, "alpha": 0.3, "beta": 0.3, "R_D": 15.0, "R_N": 5.0}
+    pictures, loss = drawn("data_constrained", constrained.CONSTRAINED, true, columns)
+    for axes, tokens in zip(pictures["repeated"].figure.axes, (1e8, 1e9), strict=False):
+        lines = lines_of(axes)
+        fresh = [line for line in axes.lines if line.get_linestyle() != "-"]
+        assert len(lines) == len(fresh) == 2
+        for line, dashed, each in zip(lines, fresh, (1e8, 1e9), strict=True):
+            rows = (unique == tokens) & (n == each)
+            np.testing.assert_allclose(line(reads[rows]), loss[rows], rtol=1e-3)
+            new = dashed.get_ydata()
+            assert new[0] == pytest.approx(loss[rows][0])  # read once, tokens are new
+            assert new[-1] < line(reads.max()) - 0.02
+    none = {**columns, "unique": unique * np.linspace(1, 2, 12), "d": columns["d"] * 3}
+    assert "repeated" not in drawn("data_constrained", constrained.CONSTRAINED, true, none)[0]
 
 
 def test_numbers_that_json_does_not_know_break_nothing(fitted, tmp_path):
@@ -238,7 +310,7 @@ def test_a_drawn_parabola_is_that_of_least_squares(fitted):
     minimum = result["methods"]["approach_2_parabola"]["budgets"][1]
     rows = columns["c"] == 1e19
     n, loss = columns["n"][rows], columns["loss"][rows]
-    x, y = figures._curve("approach_2_parabola", minimum, n, loss)
+    x, y = budgets.curve("approach_2_parabola", minimum, n, loss)
     expected = np.polyval(np.polyfit(np.log(n), loss, 2), np.log(x))
     np.testing.assert_allclose(y, expected, rtol=1e-9)
 

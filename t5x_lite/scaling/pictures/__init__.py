@@ -1,0 +1,1 @@
+"""A fit's pictures, a module for each question that they answer."""
