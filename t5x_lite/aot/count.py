@@ -125,8 +125,7 @@ class _Count:
         values = dict(zip(jaxpr.jaxpr.constvars, jaxpr.consts, strict=True)) if closed else {}
         body = jaxpr.jaxpr if closed else jaxpr
         outer = equation.invars[skipped:]
-        # Of a loop's inputs only the constants come first, and come in as they are in each turn.
-        same = equation.params["num_consts"] if equation.primitive.name == "scan" else len(outer)
+        same = _constants(equation) if equation.primitive.name == "scan" else len(outer)
         for ours, theirs in zip(outer[:same], body.invars, strict=False):
             value = _value(ours, known)
             if value is not None and np.shape(value) == theirs.aval.shape:
@@ -158,6 +157,14 @@ class _Count:
             grid = grid * int(np.count_nonzero(mask)) // mask.size
         block = self.of(equation.params["jaxpr"], place, {})
         return Flops({place: block.matmul}, {place: block.elementwise}) * grid
+
+
+def _constants(scan) -> int:
+    """How many of a loop's inputs come in as they are in each turn: they come first."""
+    if "num_consts" in scan.params:
+        return scan.params["num_consts"]
+    constants, *_ = scan.params["ft_in"].unpack()  # from JAX 0.11 on
+    return len(constants)
 
 
 def _value(variable, known) -> Any:
