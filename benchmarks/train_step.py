@@ -25,10 +25,8 @@ from contender import Job
 from rich import box
 from rich.console import Console
 from rich.table import Table
-from turns import FailedError, Process, among, make_environment, positive
+from turns import TORCH, FailedError, Process, among, disagreement, make_environment, positive
 
-HERE = Path(__file__).resolve().parent
-TORCH = HERE.parent / ".venv-torch"
 MODELS = {
     "gpt": Job("gpt", 32_000, 512, 8, 8, 64, 2048, batch=8, length=512),
     "bert": Job("bert", 32_000, 512, 8, 8, 64, 2048, batch=8, length=512),
@@ -39,7 +37,6 @@ TINY = {"vocab": 512, "width": 64, "layers": 2, "heads": 4, "head_dim": 16, "hid
 LITE = [f"t5x_lite{mode}" for mode in ("", "-unrolled", "-segments", "-bf16")]
 REFERENCES = ["eager", "compiled"]
 CONTENDERS = [*LITE, *REFERENCES, *(f"{name}-bf16" for name in REFERENCES)]
-TOLERANCE = 0.05  # of first losses: parameters are drawn by different generators
 
 NOT_IDENTICAL = """\
 - Attention: t5x_lite computes and stores the weights of every pair of query and key. torch's fused
@@ -123,16 +120,6 @@ def summarise(job: Job, results: dict[str, dict]) -> None:
             other: statistics.median(b / a for a, b in zip(mine, seconds[other], strict=True))
             for other in REFERENCES if other in results
         }  # fmt: skip
-
-
-def disagreement(results: dict[str, dict]) -> str:
-    """Says where contenders can't be computing the same model, if so."""
-    counts = {name: result["parameters"] for name, result in results.items()}
-    losses = {name: result["losses"][0] for name, result in results.items()}
-    if len(set(counts.values())) > 1:
-        return f"Not the same model: parameters {counts}"
-    low, high = min(losses.values()), max(losses.values())
-    return f"Not the same model: first losses {losses}" if high > (1 + TOLERANCE) * low else ""
 
 
 def table(job: Job, results: dict[str, dict]) -> Table:

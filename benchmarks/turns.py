@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
+TORCH = HERE.parent / ".venv-torch"
+TOLERANCE = 0.05  # of first losses: parameters are drawn by different generators
 
 
 class FailedError(Exception):
@@ -61,11 +63,22 @@ class Process:
             self.process.wait(timeout=15)
         except subprocess.TimeoutExpired:
             self.process.kill()
+            self.process.wait()
 
 
-def make_environment(folder: Path, requirements: str) -> None:
+def disagreement(results: dict[str, dict]) -> str:
+    """Says where contenders of contender.py can't be computing the same model, if so."""
+    counts = {name: result["parameters"] for name, result in results.items()}
+    losses = {name: result["losses"][0] for name, result in results.items()}
+    if len(set(counts.values())) > 1:
+        return f"Not the same model: parameters {counts}"
+    low, high = min(losses.values()), max(losses.values())
+    return f"Not the same model: first losses {losses}" if high > (1 + TOLERANCE) * low else ""
+
+
+def make_environment(folder: Path, requirements: str, python: str = sys.executable) -> None:
     """A virtual environment with what a file names, a line at a time: options, requirements."""
-    subprocess.run([sys.executable, "-m", "venv", folder], check=True)
+    subprocess.run([python, "-m", "venv", folder], check=True)
     pip = [folder / "bin" / "python", "-m", "pip", "install"]
     for line in (HERE / requirements).read_text().splitlines():
         if line and not line.startswith("#"):
