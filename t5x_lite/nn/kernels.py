@@ -127,7 +127,8 @@ def choose(asked: str, platform: str, work: Work, sharding: Sharding | None = No
             if platform == home and work.lacks(kernel) is None:
                 return kernel
     fitting = _FITTING.get(platform, _FITTING_ELSEWHERE)
-    if platform == "cpu" and work.narrow and long and size <= sliced.MOST * fitting:
+    gains = work.narrow or work.bias  # of a bias the whole matrix would have to be summed over rows
+    if platform == "cpu" and gains and long and size <= sliced.MOST * fitting:
         return "sliced"
     too_large = max(queries, keys) > _ONE_BLOCK and size > fitting
     return "blockwise" if too_large else "plain"

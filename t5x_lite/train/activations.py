@@ -1,5 +1,7 @@
 """How much of a forward pass is kept for the backward pass; computed from shapes alone."""
 
+import dataclasses
+import functools
 import math
 from collections.abc import Sequence
 
@@ -31,7 +33,11 @@ def stored_bytes(
         microbatches: parts of the batch.
     """
     # The second trace's arrays are larger where they hold rows; the others aren't activations.
-    one, two = (_residuals(model, loss, batch, sharding, microbatches, n) for n in (1, 2))
+    traced = functools.partial(_residuals, loss, batch, sharding, microbatches)
+    one, two = (traced(model, times) for times in (1, 2))
+    if len(one) != len(two):  # so many rows more have their attention computed by another kernel
+        model = dataclasses.replace(model, attention_kernel="blockwise")
+        one, two = (traced(model, times) for times in (1, 2))
     total = 0
     for leaf, more in zip(one, two, strict=True):
         # As many rows as the model has heads are none.
@@ -40,7 +46,7 @@ def stored_bytes(
     return total
 
 
-def _residuals(model, loss, batch, sharding, microbatches, times) -> list[jax.ShapeDtypeStruct]:
+def _residuals(loss, batch, sharding, microbatches, model, times) -> list[jax.ShapeDtypeStruct]:
     """Shapes of what the backward pass reads, of `times` microbatches' rows at once."""
     apply = model_apply(model, sharding)
     part = {

@@ -325,9 +325,12 @@ def test_rows_and_heads_on_eight_devices():
     ids = jnp.concatenate([segments(), segments(packed=False)])
     visible = sees(segments_q=ids, segments_k=ids)
     given = arrays(LENGTH, LENGTH, rows=rows)
-    mapped = functools.partial(blockwise, sharding=sharding)
     dropped = {"dropout": 0.3, "dropout_keys": keys}
-    assert max(apart(mapped, visible, (table(),), given, **dropped)) < 2e-6
+    for run in (blockwise, sliced):
+        mapped = functools.partial(run, sharding=sharding)
+        *found, of_table = apart(mapped, visible, (table(),), given, **dropped)
+        assert max(found) < 2e-6
+        assert of_table < 1e-5  # a sum of many, as above
     assert max(apart(functools.partial(splash, sharding=sharding), visible, (), given)) < 2e-6
 
 
@@ -505,6 +508,7 @@ LARGE = dataclasses.replace(SMALL, shape=(8, 12, 4096, 4096))
         ("cpu", dataclasses.replace(LARGE, narrow=True), "blockwise"),
         ("cpu", dataclasses.replace(SMALL, narrow=True), "sliced"),
         ("cpu", dataclasses.replace(SMALL, shape=(8, 8, 128, 128), narrow=True), "plain"),
+        ("cpu", dataclasses.replace(SMALL, bias=True), "sliced"),
         ("cpu", dataclasses.replace(SMALL, shape=(4, 8, 1024, 1024)), "blockwise"),
         ("cpu", dataclasses.replace(SMALL, shape=(64, 16, 512, 512)), "plain"),
         ("tpu", SMALL, "splash"),

@@ -146,9 +146,9 @@ def test_bytes_of_a_device_are_what_a_device_holds(tiny, name):
     found = flat(table(config, optimizer=optimizer, mesh=mesh, rules="fsdp_tp"))
     assert found["parameters"] == f"{held(state.params) / 1024:.1f} KiB"
     assert found["optimizer"] == f"state {held(state.opt_state) / 1024:.1f} KiB"
-    # Factors are split as well: each is a part of what it would be.
+    # Factors are split as well: each is a part of what it would be, but for those of the norms.
     whole = sum(leaf.nbytes for leaf in jax.tree.leaves(state.opt_state))
-    assert held(state.opt_state) < 0.4 * whole
+    assert held(state.opt_state) < 0.5 * whole
 
 
 SHAPES = {
