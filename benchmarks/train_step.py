@@ -39,10 +39,11 @@ REFERENCES = ["eager", "compiled"]
 CONTENDERS = [*LITE, *REFERENCES, *(f"{name}-bf16" for name in REFERENCES)]
 
 NOT_IDENTICAL = """\
-- Attention: t5x_lite computes and stores the weights of every pair of query and key. torch's fused
-  kernel stores none and skips the blocks above GPT's diagonal; it serves GPT, BERT and T5's
-  cross-attention, and not T5's self-attention, which has a bias, nor anything with dropout. FLOPs
-  count every pair for all.
+- Attention: t5x_lite takes GPT's and T5's encoder's in slices of 128 queries, each with the keys
+  that it may see, and computes their scores again for the gradient; it stores the weights of
+  BERT's and of T5's decoder's. torch's fused kernel stores none and skips the blocks above GPT's
+  diagonal (compiled, transformers 5.23 hands it a stored mask, and it skips none); it doesn't
+  serve T5's self-attention, which has a bias, nor anything with dropout. FLOPs count every pair.
 - Metrics: t5x_lite's step also computes the accuracy. Both compute the gradients' norm, to clip.
 - Compiling: t5x_lite's whole step is one program. 'compiled' compiles model and loss; clipping and
   AdamW (one fused kernel) are those of 'eager'.
